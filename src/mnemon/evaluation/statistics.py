@@ -1,0 +1,176 @@
+"""Intervals and tests for accuracies: how sure one number is, and whether two models really differ.
+
+Everything works on plain sequences of right/wrong marks. Two models are only ever compared on the same samples
+(paired), which is what makes a hundred samples say something.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from scipy.stats import binomtest
+
+from mnemon.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A proportion with the two ends of its confidence interval, all in 0..1."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Comparison of two models on the same samples.
+
+    Attributes:
+        only_first: samples that the first model alone answered rightly.
+        only_second: samples that the second model alone answered rightly.
+        difference: accuracy of the first minus that of the second, with its bootstrap interval.
+        p_value: exact two-sided McNemar test.
+    """
+
+    only_first: int
+    only_second: int
+    num_samples: int
+    difference: Interval
+    p_value: float
+
+
+def wilson_interval(num_right: int, num_samples: int, confidence: float = 0.95) -> Interval:
+    """Give a proportion and its Wilson score interval.
+
+    Args:
+        num_right: successes, 0..num_samples.
+        num_samples: trials, at least 1.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        The proportion and the two ends, inside 0..1 also at 0 % and 100 %.
+
+    Raises:
+        ConfigError: if a count or the confidence is out of range.
+
+    Source:
+        E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    if num_samples < 1 or not 0 <= num_right <= num_samples:
+        raise ConfigError(f"expected 0 <= num_right <= num_samples and num_samples >= 1, got {num_right}/{num_samples}")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence must lie between 0 and 1, got {confidence}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    mean = num_right / num_samples
+    scale = 1 + z * z / num_samples
+    centre = (mean + z * z / (2 * num_samples)) / scale
+    half = z / scale * math.sqrt(mean * (1 - mean) / num_samples + (z / (2 * num_samples)) ** 2)
+    return Interval(mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half)))
+
+
+def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Test whether two models have the same accuracy on the same samples.
+
+    Only the samples on which exactly one of them is right carry information; under the null hypothesis each is a fair
+    coin. Without such a sample the p value is 1.
+
+    Args:
+        first: marks of the first model, one per sample.
+        second: marks of the second model on the same samples in the same order.
+
+    Returns:
+        Two-sided p value in 0..1.
+
+    Raises:
+        ConfigError: if the lengths differ.
+    """
+    only_first, only_second = _discordant(first, second)
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def paired_bootstrap(
+    first: Sequence[bool],
+    second: Sequence[bool],
+    *,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Give the difference of two accuracies with its percentile bootstrap interval, resampling whole pairs.
+
+    Args:
+        first: marks of the first model, one per sample.
+        second: marks of the second model on the same samples in the same order.
+        num_resamples: bootstrap draws, at least 1.
+        confidence: coverage of the interval, in (0, 1).
+        seed: seed of the local generator; the same seed gives the same interval.
+
+    Returns:
+        accuracy(first) - accuracy(second), in -1..1, and its interval.
+
+    Raises:
+        ConfigError: if the lengths differ or there is no sample.
+    """
+    only_first, only_second = _discordant(first, second)
+    num_samples = len(first)
+    if num_samples == 0:
+        raise ConfigError("a paired bootstrap needs at least one sample, got none")
+    # A resample of pairs is a multinomial draw over (first only, second only, both or none): no index matrix needed.
+    shares = np.array([only_first, only_second, num_samples - only_first - only_second]) / num_samples
+    draws = np.random.default_rng(seed).multinomial(num_samples, shares, size=num_resamples)
+    differences = (draws[:, 0] - draws[:, 1]) / num_samples
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(differences, [tail, 1 - tail])
+    return Interval((only_first - only_second) / num_samples, float(low), float(high))
+
+
+def paired_test(first: Sequence[bool], second: Sequence[bool], *, seed: int = 0) -> PairedTest:
+    """Compare two models on the same samples: McNemar's p value and the bootstrapped difference.
+
+    Args:
+        first: marks of the first model, one per sample, at least one.
+        second: marks of the second model on the same samples in the same order.
+        seed: seed of the bootstrap.
+
+    Returns:
+        Counts of one-sided successes, difference with 95 % interval, p value (not corrected for many tests).
+
+    Raises:
+        ConfigError: if the lengths differ or there is no sample.
+    """
+    only_first, only_second = _discordant(first, second)
+    difference = paired_bootstrap(first, second, seed=seed)
+    return PairedTest(only_first, only_second, len(first), difference, mcnemar_exact(first, second))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p values for the number of tests made together (step-down, family-wise error).
+
+    Args:
+        p_values: uncorrected p values in 0..1.
+
+    Returns:
+        Corrected p values in the same order, never smaller than the uncorrected ones.
+
+    Source:
+        S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
+    """
+    corrected = [1.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, p_values[index] * (len(p_values) - rank)))
+        corrected[index] = running
+    return corrected
+
+
+def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
+    if len(first) != len(second):
+        raise ConfigError(f"a paired test needs the same samples, got {len(first)} and {len(second)} marks")
+    only_first = sum(1 for a, b in zip(first, second, strict=True) if a and not b)
+    only_second = sum(1 for a, b in zip(first, second, strict=True) if b and not a)
+    return only_first, only_second
