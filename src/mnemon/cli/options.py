@@ -1,0 +1,28 @@
+"""Option types that several commands share, so that one name means one thing everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A local folder, the name of a checkpoint that ships with mnemon, or a Hugging Face hub name.",
+        show_default=False,
+    ),
+]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for everything this command writes; made when missing.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Empty an output folder that holds an earlier run.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed of every random choice; the same seed gives the same result.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text for people.")]
+KnockOutOption = Annotated[
+    bool,
+    typer.Option("--knock-out-memory", help="Silence the memory bank, to see what the model does without it."),
+]
