@@ -132,7 +132,7 @@ def read_text(path: str | Path) -> str:
     """Read a UTF-8 text file, plain or `.gz`, and refuse one that cannot be what the user meant.
 
     Args:
-        path: file to read. A byte-order mark is dropped; `\\r\\n` becomes `\\n`.
+        path: file to read. A byte-order mark is dropped, Windows line ends become Unix ones.
 
     Returns:
         The text.

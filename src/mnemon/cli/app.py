@@ -1,7 +1,7 @@
 """The `mnemon` command: its subcommands, and how faults become one line and an exit code.
 
-Exit codes: 0 success; 2 a mistake of the user (usage, configuration, data, checkpoint); 1 the machine failed (disk full,
-closed pipe, a fault of ours); 130 interrupted. A traceback appears with `--debug` only.
+Exit codes: 0 success; 2 a mistake of the user (usage, configuration, data, checkpoint); 1 the machine failed (disk
+full, closed pipe, a fault of ours); 130 interrupted. A traceback appears with `--debug` only.
 """
 
 import importlib.metadata
@@ -53,7 +53,9 @@ def _global_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+    ] = False,
 ) -> None:
     """Declare the options that belong to every command; `main` acts on `--debug`."""
 

@@ -25,7 +25,8 @@ def generate(
         float | None, typer.Option(help="With --sample: above 0; lower is more careful (default 1).")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="With --sample: keep the likeliest tokens of this joint probability (default 1).")
+        float | None,
+        typer.Option(help="With --sample: keep the likeliest tokens of this joint probability (default 1)."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="With --sample: seed of the draws (default 0).")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams of a beam search; 1 is greedy.")] = 1,
