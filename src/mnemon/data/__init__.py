@@ -1,0 +1,4 @@
+"""Data for training and evaluation: bAbI stories, background text, BABILong samples and the small tokenizer.
+
+Nothing here imports torch; batching and collation belong to `mnemon.training` and `mnemon.evaluation`.
+"""

@@ -1,0 +1,303 @@
+"""Stories of qa1-qa10: the scheme of each task, its questions, answers and supporting facts.
+
+The distributions were fitted to the public en-10k files (Weston et al. 2015, arXiv 1502.05698) and are compared with
+them in the tests.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from mnemon.data.babi.story import GENERATED_TASKS, Question, Statement, Story, check_task
+from mnemon.data.babi.world import (
+    PERSONS,
+    PERSONS_QA5,
+    PERSONS_QA10,
+    PLACES,
+    PLACES_QA10,
+    QA3_GET_THERE_SHARE,
+    Told,
+    World,
+)
+from mnemon.errors import ConfigError
+
+QUESTIONS_PER_STORY = 5
+COUNTS = ("none", "one", "two", "three")
+
+Asked = tuple[str, str, tuple[int, ...]]  # question, answer, supporting lines
+
+
+def generate(task: str, num_stories: int, seed: int) -> list[Story]:
+    """Generate stories of one of qa1-qa10.
+
+    Args:
+        task: `"qa1"` ... `"qa10"`.
+        num_stories: how many stories, at least 0.
+        seed: seed of the local random generator; the same seed gives the same stories, and the first stories of a
+            longer list are those of a shorter one.
+
+    Returns:
+        Stories with five questions each (one in qa4), for example for qa1::
+
+            1 Mary moved to the bathroom.
+            2 John went to the hallway.
+            3 Where is Mary?        answer "bathroom", supporting (1,)
+
+    Raises:
+        ConfigError: the task cannot be generated or the number is negative.
+    """
+    check_task(task, GENERATED_TASKS)
+    if num_stories < 0:
+        raise ConfigError(f"expected a number of stories of at least 0, got {num_stories}")
+    return [story for story, _ in zip(story_stream(task, seed), range(num_stories), strict=False)]
+
+
+def story_stream(task: str, seed: int | str) -> Iterator[Story]:
+    """Yield stories of a task without end."""
+    rng = random.Random(f"babi {task} {seed}")
+    while True:
+        yield Story(task, _SCHEMES[task](rng))
+
+
+class _Writer:
+    """Collects the lines of one story and numbers them."""
+
+    def __init__(self) -> None:
+        self.lines: list[Statement | Question] = []
+
+    @property
+    def next_line(self) -> int:
+        return len(self.lines) + 1
+
+    def state(self, text: str) -> None:
+        self.lines.append(Statement(self.next_line, text))
+
+    def ask(self, asked: Asked) -> None:
+        text, answer, supporting = asked
+        self.lines.append(Question(self.next_line, text, answer, supporting))
+
+    def finish(self) -> tuple[Statement | Question, ...]:
+        return tuple(self.lines)
+
+
+def _simulate(
+    world: World, actions: tuple[str, ...], ask: Callable[[World], Asked | None]
+) -> tuple[Statement | Question, ...]:
+    """Alternate two statements and, when a random subject can be asked about, a question."""
+    writer, asked = _Writer(), 0
+    while asked < QUESTIONS_PER_STORY:
+        for _ in range(2):
+            writer.state(_next_sentence(world, actions, writer.next_line))
+        if question := ask(world):
+            writer.ask(question)
+            asked += 1
+    return writer.finish()
+
+
+def _next_sentence(world: World, actions: tuple[str, ...], line: int) -> str:
+    while True:
+        if sentence := world.act(world.rng.choice(actions), line):
+            return sentence
+
+
+def _qa1(rng: random.Random) -> tuple[Statement | Question, ...]:
+    return _simulate(World(rng), ("move",), _ask_where_person)
+
+
+def _ask_where_person(world: World) -> Asked | None:
+    person = world.rng.choice(sorted(world.told))
+    told = world.told[person]
+    return f"Where is {person}?", told.place, (told.line,)
+
+
+def _qa2(rng: random.Random) -> tuple[Statement | Question, ...]:
+    return _simulate(World(rng), ("move", "get", "drop"), _ask_where_object)
+
+
+def _ask_where_object(world: World) -> Asked | None:
+    item = world.rng.choice(("apple", "football", "milk"))
+    handling = world.handled.get(item)
+    if handling is None:
+        return None
+    told = world.told.get(handling.holder) if handling.holder else handling.told
+    return (f"Where is the {item}?", told.place, (handling.line, told.line)) if told else None
+
+
+def _qa3(rng: random.Random) -> tuple[Statement | Question, ...]:
+    world = World(rng, get_there_share=QA3_GET_THERE_SHARE)
+    return _simulate(world, ("move", "get", "drop"), _ask_where_was_object)
+
+
+def _ask_where_was_object(world: World) -> Asked | None:
+    item = world.rng.choice(("apple", "football", "milk"))
+    track = world.track[item]
+    if len(track) < 2:
+        return None
+    last = len(track) - 1 if world.rng.random() < 0.75 else world.rng.randrange(1, len(track))
+    place = track[last].place
+    last = max(index for index, told in enumerate(track) if told.place == place)
+    support = (world.handled[item].line, track[last].line, track[last - 1].line)
+    return f"Where was the {item} before the {place}?", track[last - 1].place, support
+
+
+def _qa4(rng: random.Random) -> tuple[Statement | Question, ...]:
+    row = rng.sample(PLACES, 3)
+    ahead, behind = rng.choice((("north", "south"), ("east", "west")))
+    pairs = [(row[0], row[1]), (row[1], row[2])]  # the first of a pair lies `ahead` of the second
+    rng.shuffle(pairs)
+    writer = _Writer()
+    for first, second in pairs:
+        if rng.random() < 0.5:
+            writer.state(f"The {first} is {ahead} of the {second}.")
+        else:
+            writer.state(f"The {second} is {behind} of the {first}.")
+    line = rng.randrange(2)
+    first, second = pairs[line]
+    asked, answer, side = rng.choice(((first, second, behind), (second, first, ahead)))
+    if rng.random() < 0.5:
+        writer.ask((f"What is {side} of the {asked}?", answer, (line + 1,)))
+    else:
+        other = ahead if side == behind else behind
+        writer.ask((f"What is the {asked} {other} of?", answer, (line + 1,)))
+    return writer.finish()
+
+
+def _qa5(rng: random.Random) -> tuple[Statement | Question, ...]:
+    return _simulate(World(rng, PERSONS_QA5), ("move", "get", "drop", "give"), _ask_give)
+
+
+def _ask_give(world: World) -> Asked | None:
+    if not world.gives:
+        return None
+    give = world.gives[-1]
+    question, answer = world.rng.choice(
+        (
+            (f"What did {give.giver} give to {give.receiver}?", give.item),
+            (f"What did {give.giver} give to {give.receiver}?", give.item),
+            (f"Who gave the {give.item}?", give.giver),
+            (f"Who gave the {give.item} to {give.receiver}?", give.giver),
+            (f"Who received the {give.item}?", give.receiver),
+            (f"Who did {give.giver} give the {give.item} to?", give.receiver),
+        )
+    )
+    return question, answer, (give.line,)
+
+
+def _qa6(rng: random.Random) -> tuple[Statement | Question, ...]:
+    return _simulate(World(rng), ("move", "get", "drop"), _ask_is_there)
+
+
+def _ask_is_there(world: World) -> Asked | None:
+    person = world.rng.choice(world.persons)
+    told = world.told.get(person)
+    if told is None:
+        return None
+    return _ask_place(world.rng, person, told, world.places)
+
+
+def _ask_place(rng: random.Random, person: str, told: Told, places: tuple[str, ...]) -> Asked:
+    yes = rng.random() < 0.5
+    place = told.place if yes else rng.choice([other for other in places if other != told.place])
+    return f"Is {person} in the {place}?", "yes" if yes else "no", (told.line,)
+
+
+def _qa7(rng: random.Random) -> tuple[Statement | Question, ...]:
+    return _simulate(World(rng), ("move", "get", "drop", "give"), _ask_how_many)
+
+
+def _ask_how_many(world: World) -> Asked | None:
+    if not world.touched:
+        return None
+    person = world.rng.choice(sorted(world.touched))
+    count = COUNTS[len(world.carried[person])]
+    return f"How many objects is {person} carrying?", count, tuple(world.touched[person])
+
+
+def _qa8(rng: random.Random) -> tuple[Statement | Question, ...]:
+    return _simulate(World(rng), ("move", "get", "drop"), _ask_what)
+
+
+def _ask_what(world: World) -> Asked | None:
+    if not world.touched:
+        return None
+    person = world.rng.choice(sorted(world.touched))
+    answer = ",".join(world.carried[person]) or "nothing"
+    return f"What is {person} carrying?", answer, tuple(world.touched[person])
+
+
+def _claims(
+    rng: random.Random,
+    persons: tuple[str, ...],
+    places: tuple[str, ...],
+    claim: Callable[[World, str], tuple[str, tuple[str, ...], str]],
+    answer: Callable[[random.Random, str, tuple[str, ...]], tuple[str, str]],
+) -> tuple[Statement | Question, ...]:
+    """Write the scheme of qa9 and qa10: half moves, half claims, then a yes-no question about a person's last line."""
+    world, writer = World(rng, persons, places), _Writer()
+    last: dict[str, tuple[str, tuple[str, ...], int]] = {}
+    for _ in range(QUESTIONS_PER_STORY):
+        for _ in range(2):
+            line = writer.next_line
+            person = rng.choice(persons)
+            if rng.random() < 0.5:
+                kind, told = "in", (rng.choice([place for place in places if place != world.where[person]]),)
+                world.where[person] = told[0]
+                sentence = f"{person} {rng.choice(('went to', 'journeyed to', 'travelled to', 'moved to', 'went back to'))} the {told[0]}."
+            else:
+                kind, told, sentence = claim(world, person)
+            last[person] = (kind, told, line)
+            writer.state(sentence)
+        person = rng.choice(sorted(last))
+        kind, told, line = last[person]
+        place, reply = answer(rng, kind, told)
+        writer.ask((f"Is {person} in the {place}?", reply, (line,)))
+    return writer.finish()
+
+
+def _qa9(rng: random.Random) -> tuple[Statement | Question, ...]:
+    def claim(world: World, person: str) -> tuple[str, tuple[str, ...], str]:
+        here = world.where[person]
+        if rng.random() < 0.5:
+            return "in", (here,), f"{person} is in the {here}."
+        place = rng.choice([other for other in PLACES if other != here])
+        return "out", (place,), f"{person} is {rng.choice(('not', 'no longer'))} in the {place}."
+
+    def answer(rng: random.Random, kind: str, told: tuple[str, ...]) -> tuple[str, str]:
+        if kind == "out":
+            return told[0], "no"
+        if rng.random() < 0.5:
+            return told[0], "yes"
+        return rng.choice([place for place in PLACES if place not in told]), "no"
+
+    return _claims(rng, PERSONS, PLACES, claim, answer)
+
+
+def _qa10(rng: random.Random) -> tuple[Statement | Question, ...]:
+    def claim(world: World, person: str) -> tuple[str, tuple[str, ...], str]:
+        if rng.random() < 0.5:
+            here = world.where[person]
+            return "in", (here,), f"{person} is in the {here}."
+        first, second = rng.sample(PLACES_QA10, 2)
+        return "either", (first, second), f"{person} is either in the {first} or the {second}."
+
+    def answer(rng: random.Random, kind: str, told: tuple[str, ...]) -> tuple[str, str]:
+        if rng.random() < (0.58 if kind == "either" else 0.5):
+            return rng.choice(told), "maybe" if kind == "either" else "yes"
+        return rng.choice([place for place in PLACES_QA10 if place not in told]), "no"
+
+    return _claims(rng, PERSONS_QA10, PLACES_QA10, claim, answer)
+
+
+_SCHEMES: dict[str, Callable[[random.Random], tuple[Statement | Question, ...]]] = {
+    "qa1": _qa1,
+    "qa2": _qa2,
+    "qa3": _qa3,
+    "qa4": _qa4,
+    "qa5": _qa5,
+    "qa6": _qa6,
+    "qa7": _qa7,
+    "qa8": _qa8,
+    "qa9": _qa9,
+    "qa10": _qa10,
+}

@@ -1,0 +1,150 @@
+"""The little world of bAbI: who is where, who holds what, and what a reader has been told so far.
+
+`World` changes by valid random actions and words them. The story schemes and questions are in
+`mnemon.data.babi.generator`.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+OBJECTS = ("apple", "football", "milk")
+PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+PLACES_QA10 = ("bedroom", "cinema", "kitchen", "office", "park", "school")
+PERSONS = ("John", "Mary", "Sandra", "Daniel")
+PERSONS_QA5 = ("Bill", "Fred", "Jeff", "Mary")
+PERSONS_QA10 = ("Bill", "Fred", "Julie", "Mary")
+
+MOVE_VERBS = ("went to", "journeyed to", "travelled to", "moved to", "went back to")
+GET_VERBS = ("grabbed", "took", "got", "picked up")
+DROP_VERBS = ("dropped", "put down", "left", "discarded")
+GIVE_VERBS = ("gave", "passed", "handed")
+DROP_THERE_SHARE = 0.2
+QA3_GET_THERE_SHARE = 0.19
+
+
+@dataclass(frozen=True)
+class Told:
+    """A place a sentence told, and the line it stands in."""
+
+    place: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Handling:
+    """The last thing that happened to an object: in which line, who did it, who holds it now, what was known then."""
+
+    line: int
+    holder: str | None
+    told: Told | None
+
+
+@dataclass(frozen=True)
+class Give:
+    """One handing over, as qa5 asks about it."""
+
+    line: int
+    giver: str
+    item: str
+    receiver: str
+
+
+@dataclass
+class World:
+    """Persons, places and objects with their true state and the reader's knowledge of it.
+
+    Args:
+        rng: source of every random choice.
+        persons: names of the cast.
+        places: names of the places.
+        get_there_share: share of get sentences that end in " there".
+    """
+
+    rng: random.Random
+    persons: tuple[str, ...] = PERSONS
+    places: tuple[str, ...] = PLACES
+    get_there_share: float = 1.0
+    where: dict[str, str] = field(init=False)
+    lying: dict[str, str] = field(init=False)
+    holder: dict[str, str] = field(default_factory=dict)
+    told: dict[str, Told] = field(default_factory=dict)
+    handled: dict[str, Handling] = field(default_factory=dict)
+    track: dict[str, list[Told]] = field(default_factory=dict)
+    touched: dict[str, list[int]] = field(default_factory=dict)
+    carried: dict[str, list[str]] = field(default_factory=dict)
+    gives: list[Give] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.where = {person: self.rng.choice(self.places) for person in self.persons}
+        self.lying = {item: self.rng.choice(self.places) for item in OBJECTS}
+        self.track = {item: [] for item in OBJECTS}
+
+    def act(self, action: str, line: int) -> str | None:
+        """Try one action with random arguments; return its sentence, or None if the arguments were not valid."""
+        return {"move": self.move, "get": self.get, "drop": self.drop, "give": self.give}[action](line)
+
+    def move(self, line: int) -> str | None:
+        """Send a random person to another place."""
+        person, place = self.rng.choice(self.persons), self.rng.choice(self.places)
+        if place == self.where[person]:
+            return None
+        self.where[person] = place
+        self.told[person] = Told(place, line)
+        for item in self.carried.get(person, ()):
+            self._extend_track(item, person)
+        return f"{person} {self.rng.choice(MOVE_VERBS)} the {place}."
+
+    def get(self, line: int) -> str | None:
+        """Let a random person pick up a random object that lies in the same place."""
+        person, item = self.rng.choice(self.persons), self.rng.choice(OBJECTS)
+        if item in self.holder or self.lying[item] != self.where[person]:
+            return None
+        self._receive(person, item, line)
+        self._touch(person, line)
+        there = " there" if self.rng.random() < self.get_there_share else ""
+        return f"{person} {self.rng.choice(GET_VERBS)} the {item}{there}."
+
+    def drop(self, line: int) -> str | None:
+        """Let a random person put down a random object it holds."""
+        person, item = self.rng.choice(self.persons), self.rng.choice(OBJECTS)
+        if self.holder.get(item) != person:
+            return None
+        self._release(person, item)
+        self.lying[item] = self.where[person]
+        self._extend_track(item, person)
+        self.handled[item] = Handling(line, None, self.told.get(person))
+        self._touch(person, line)
+        there = " there" if self.rng.random() < DROP_THERE_SHARE else ""
+        return f"{person} {self.rng.choice(DROP_VERBS)} the {item}{there}."
+
+    def give(self, line: int) -> str | None:
+        """Let a random person hand a random object it holds to another person in the same place."""
+        person, item, receiver = self.rng.choice(self.persons), self.rng.choice(OBJECTS), self.rng.choice(self.persons)
+        if self.holder.get(item) != person or receiver == person or self.where[receiver] != self.where[person]:
+            return None
+        self._release(person, item)
+        self._receive(receiver, item, line)
+        self._touch(person, line)
+        self._touch(receiver, line)
+        self.gives.append(Give(line, person, item, receiver))
+        return f"{person} {self.rng.choice(GIVE_VERBS)} the {item} to {receiver}."
+
+    def _receive(self, person: str, item: str, line: int) -> None:
+        self.holder[item] = person
+        self.carried.setdefault(person, []).append(item)
+        self.handled[item] = Handling(line, person, None)
+        self._extend_track(item, person)
+
+    def _release(self, person: str, item: str) -> None:
+        del self.holder[item]
+        self.carried[person].remove(item)
+
+    def _touch(self, person: str, line: int) -> None:
+        self.touched.setdefault(person, []).append(line)
+
+    def _extend_track(self, item: str, person: str) -> None:
+        told, track = self.told.get(person), self.track[item]
+        if told is not None and (not track or track[-1].place != told.place):
+            track.append(told)
