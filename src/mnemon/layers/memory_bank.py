@@ -1,0 +1,265 @@
+"""The LM2 memory bank of one decoder block: cross-attention read, gated write.
+
+Shapes: `B` batch, `T` tokens, `D` model width, `J` slots, `W` slot width, `H` memory heads, `d = W / H`.
+
+A block *reads* the bank that stood when the segment began and *gathers* what its tokens would write. The bank itself
+changes only when a segment is complete (`MemoryBank.update`). Everything is functional: state comes in as tensors and
+goes out as tensors; nothing that changes during a forward pass lives on a module. How tokens are cut into segments is
+the model's business (`mnemon.models.segments`).
+
+Source: LM2: Large Memory Models, arXiv:2502.06049, equations 1-6, made causal and shape-consistent (docs/lm2.md lists
+every departure and why).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Score of a position that takes no part in a softmax. Finite, so that "no token seen yet" needs no special case.
+_NEVER = -1e30
+_INITIAL_SLOPES = (0.0, 0.05, 0.2, 0.6)
+_RMS_EPS = 1e-6
+
+
+class WriteStatistics(NamedTuple):
+    """Online softmax of the write attention over the tokens of an unfinished segment.
+
+    Attributes:
+        peak: running maximum of the scores, [B, H, J]; carries no gradient (a softmax does not depend on it).
+        total: running sum of exp(score - peak), [B, H, J].
+        value: running sum of exp(score - peak) times the value, [B, H, J, d].
+    """
+
+    peak: Tensor
+    total: Tensor
+    value: Tensor
+
+
+class SegmentRead(NamedTuple):
+    """What a block needs of the segment-start bank: read keys and values [B, H, J, d], write queries [B, H, J, d]."""
+
+    keys: Tensor
+    values: Tensor
+    write_queries: Tensor
+
+
+class GateValues(NamedTuple):
+    """Input and forget gates of one bank update, [B, J, W] each, in (0, 1)."""
+
+    input_gate: Tensor
+    forget_gate: Tensor
+
+
+def initial_bank(num_slots: int, slot_dim: int) -> Tensor:
+    """Build the bank every sequence starts from, float32 [J, W].
+
+    Rows of the identity (the paper's choice). For J > W the further rows are a fixed, deterministic set of distinct
+    unit vectors (cosines of incommensurable frequencies), because an identity matrix has only W distinct rows.
+    """
+    bank = torch.zeros(num_slots, slot_dim)
+    diagonal = min(num_slots, slot_dim)
+    bank[range(diagonal), range(diagonal)] = 1.0
+    if num_slots > slot_dim:
+        row = torch.arange(1, num_slots - slot_dim + 1, dtype=torch.float64)[:, None]
+        column = torch.arange(1, slot_dim + 1, dtype=torch.float64)[None, :]
+        wave = torch.cos(row * column * math.sqrt(2) + row * math.sqrt(3))
+        bank[slot_dim:] = F.normalize(wave, dim=-1).float()
+    return bank
+
+
+def rms_normalise(bank: Tensor) -> Tensor:
+    """Scale every slot of `bank` [..., W] to unit root mean square."""
+    return bank * torch.rsqrt(bank.square().mean(dim=-1, keepdim=True) + _RMS_EPS)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype gates, statistics and bank are kept in: float64 for float64 models, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class MemoryBank(nn.Module):
+    """Read and write one bank of J slots of width W from a block of width D.
+
+    Args:
+        hidden_size: model width D.
+        num_slots: slots J.
+        slot_dim: slot width W, divisible by `num_heads`.
+        num_heads: memory heads H.
+        forget_bias: initial forget-gate bias; its sigmoid is the share of the bank one update keeps.
+        read_top_k: number of slots a token may read per head, None = all.
+        norm_eps: epsilon of the memory's own RMS norm.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_slots: int,
+        slot_dim: int,
+        num_heads: int,
+        forget_bias: float,
+        read_top_k: int | None = None,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = slot_dim // num_heads
+        self.forget_bias = forget_bias
+        self.read_top_k = read_top_k
+        self.norm_eps = norm_eps
+        self.read_query = nn.Linear(hidden_size, slot_dim, bias=False)
+        self.read_key = nn.Linear(slot_dim, slot_dim, bias=False)
+        self.read_value = nn.Linear(slot_dim, slot_dim, bias=False)
+        self.output_gate = nn.Linear(slot_dim, slot_dim)
+        self.output = nn.Linear(slot_dim, hidden_size, bias=False)
+        self.write_norm = nn.Parameter(torch.ones(hidden_size))
+        self.slot_key = nn.Parameter(torch.empty(num_slots, slot_dim))
+        self.write_query = nn.Linear(slot_dim, slot_dim, bias=False)
+        self.write_key = nn.Linear(hidden_size, slot_dim, bias=False)
+        self.write_value = nn.Linear(hidden_size, slot_dim, bias=False)
+        self.recency_slope = nn.Parameter(torch.empty(num_heads))
+        self.input_gate = nn.Linear(slot_dim, slot_dim)
+        self.forget_gate = nn.Linear(slot_dim, slot_dim)
+        self.forget_gate_bank = nn.Linear(slot_dim, slot_dim, bias=False)
+
+    def initial_values(self) -> list[tuple[Tensor, Tensor]]:
+        """Return every parameter with its initial value; the model's `_init_weights` copies them in.
+
+        Projections are normal with standard deviation 1/sqrt(fan in). The gate projections start at zero, so that at
+        initialisation the forget gate is exactly `sigmoid(forget_bias)` and `retention` means what it says.
+        """
+        values: list[tuple[Tensor, Tensor]] = [(self.write_norm, torch.ones_like(self.write_norm))]
+        for linear in (
+            self.read_query, self.read_key, self.read_value, self.output,
+            self.write_query, self.write_key, self.write_value,
+        ):  # fmt: skip
+            values.append((linear.weight, torch.randn_like(linear.weight) / math.sqrt(linear.in_features)))
+        for gate, bias in (
+            (self.output_gate, 0.0), (self.input_gate, 0.0), (self.forget_gate, self.forget_bias),
+            (self.forget_gate_bank, None),
+        ):  # fmt: skip
+            values.append((gate.weight, torch.zeros_like(gate.weight)))
+            if bias is not None:
+                values.append((gate.bias, torch.full_like(gate.bias, bias)))
+        values.append((self.slot_key, torch.randn_like(self.slot_key)))
+        slopes = [_INITIAL_SLOPES[head % len(_INITIAL_SLOPES)] for head in range(self.num_heads)]
+        values.append((self.recency_slope, torch.tensor(slopes).to(self.recency_slope)))
+        return values
+
+    def open_segment(self, bank: Tensor) -> SegmentRead:
+        """Project the segment-start bank [B, J, W] once for all tokens of the segment."""
+        normalised = rms_normalise(bank).to(self.read_key.weight.dtype)
+        write_query = self.write_query(normalised) + self.slot_key
+        return SegmentRead(
+            self._heads(self.read_key(normalised)),
+            self._heads(self.read_value(normalised)),
+            self._heads(write_query),
+        )
+
+    def read(self, x: Tensor, segment: SegmentRead) -> tuple[Tensor, Tensor]:
+        """Read the bank for every token.
+
+            E_mem = softmax(x W_Q (M W_K)^T / sqrt(d)) M W_V;   g_out = sigmoid(E_mem W_out + b_out)
+
+        Args:
+            x: the block's normalised input, [B, T, D].
+            segment: projections of the segment-start bank.
+        Returns:
+            The memory term (g_out * E_mem) W_O, [B, T, D], and the read weights [B, H, T, J].
+        Source:
+            arXiv:2502.06049, equations 1-3, with multiple heads.
+        """
+        queries = self._heads(self.read_query(x))
+        scores = queries @ segment.keys.transpose(-1, -2) / math.sqrt(self.head_dim)
+        if self.read_top_k is not None and self.read_top_k < scores.shape[-1]:
+            threshold = scores.topk(self.read_top_k, dim=-1).values[..., -1:]
+            scores = scores.masked_fill(scores < threshold, float("-inf"))
+        weights = scores.softmax(dim=-1)
+        retrieved = self._merge(weights @ segment.values)
+        gate = torch.sigmoid(self.output_gate(retrieved))
+        return self.output(gate * retrieved), weights
+
+    def empty_statistics(self, batch_size: int, like: Tensor) -> WriteStatistics:
+        """Return the statistics of a segment without tokens, on the device of `like` and in the state's dtype."""
+        num_slots = self.slot_key.shape[0]
+        shape = (batch_size, self.num_heads, num_slots)
+        dtype = state_dtype(like.dtype)
+        return WriteStatistics(
+            like.new_full(shape, _NEVER, dtype=dtype),
+            like.new_zeros(shape, dtype=dtype),
+            like.new_zeros((*shape, self.head_dim), dtype=dtype),
+        )
+
+    def gather(
+        self, residual: Tensor, positions: Tensor, valid: Tensor | None, segment: SegmentRead, past: WriteStatistics
+    ) -> WriteStatistics:
+        """Add tokens to the write statistics of the running segment.
+
+        Args:
+            residual: h + SelfAttn + memory term of the block, [B, T, D].
+            positions: index of each token inside its segment, [B, T] or [1, T], 0 ... C-1.
+            valid: True where a token is real, [B, T]; None = all. Other tokens leave the statistics unchanged.
+            segment: projections of the segment-start bank (whose slots are the queries).
+            past: statistics of the segment's earlier tokens.
+        Returns:
+            The new statistics, in the state's dtype.
+        """
+        dtype = past.total.dtype
+        y = F.rms_norm(residual, residual.shape[-1:], self.write_norm, self.norm_eps)
+        keys, values = self._heads(self.write_key(y)), self._heads(self.write_value(y)).to(dtype)
+        scores = (segment.write_queries @ keys.transpose(-1, -2)).to(dtype) / math.sqrt(self.head_dim)
+        # ALiBi form: a later fact about the same thing counts more. The constant -slope * (segment end) is left out,
+        # because a softmax does not see it and the end is not known while decoding.
+        slope = self.recency_slope.to(dtype)[None, :, None, None]
+        scores = scores + slope * positions.to(dtype)[:, None, None, :]
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None, None, :], _NEVER)
+        peak = torch.maximum(past.peak, scores.detach().amax(dim=-1))
+        weights = torch.exp(scores - peak[..., None])
+        if valid is not None:
+            weights = weights * valid[:, None, None, :]
+        rescale = torch.exp(past.peak - peak)
+        return WriteStatistics(
+            peak,
+            past.total * rescale + weights.sum(dim=-1),
+            past.value * rescale[..., None] + weights @ values,
+        )
+
+    def update(self, bank: Tensor, statistics: WriteStatistics) -> tuple[Tensor, GateValues]:
+        """Apply the gated update of a complete segment.
+
+            U = softmax(write scores) y W_V';   g_in = sigmoid(U W_in + b_in)
+            g_forget = sigmoid(U W_f + M W_fm + b_f);   M <- g_in * tanh(U) + g_forget * M
+
+        Args:
+            bank: the running bank, [B, J, W] (in flow `depth` what the block before left).
+            statistics: statistics over all tokens of the segment.
+        Returns:
+            The new bank [B, J, W] and the gates.
+        Source:
+            arXiv:2502.06049, equations 4-6, gates computed per slot from the slot's own new content.
+        """
+        written = statistics.value / statistics.total.clamp_min(torch.finfo(bank.dtype).tiny)[..., None]
+        written = self._merge(written)
+        input_gate = torch.sigmoid(_linear_in(bank.dtype, self.input_gate, written))
+        forget_gate = torch.sigmoid(
+            _linear_in(bank.dtype, self.forget_gate, written)
+            + _linear_in(bank.dtype, self.forget_gate_bank, rms_normalise(bank))
+        )
+        return input_gate * torch.tanh(written) + forget_gate * bank, GateValues(input_gate, forget_gate)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, N, W] -> [B, H, N, d]."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _merge(self, x: Tensor) -> Tensor:
+        """[B, H, N, d] -> [B, N, W]."""
+        return x.transpose(1, 2).flatten(-2)
+
+
+def _linear_in(dtype: torch.dtype, linear: nn.Linear, x: Tensor) -> Tensor:
+    """Apply `linear` in `dtype`: gates and bank stay in float32 when the model runs in bfloat16."""
+    bias = None if linear.bias is None else linear.bias.to(dtype)
+    return F.linear(x.to(dtype), linear.weight.to(dtype), bias)

@@ -1,0 +1,126 @@
+"""Cut a batch of ragged rows into calls of the decoder that never cross a segment boundary.
+
+Segments are counted per row in real tokens, so rows with padding reach their boundaries at different columns. Each
+call takes from every row as many tokens as still fit into its running segment, moved to the front of the call (blank
+columns follow). After the first call every row that has tokens left stands at a boundary, so all later calls are full
+segments. Everything here runs on the host.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnemon.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class SegmentCall:
+    """One call of the decoder.
+
+    Attributes:
+        columns: input column of every token, [B, width]; -1 where the call is blank.
+        lengths: tokens of every row in this call; blanks follow them.
+        starts: real tokens each row had read before this call.
+        completes: whether a row's segment is complete after this call.
+    """
+
+    columns: np.ndarray
+    lengths: np.ndarray
+    starts: np.ndarray
+    completes: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """Columns of the call."""
+        return int(self.columns.shape[1])
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no column is blank."""
+        return bool((self.lengths == self.width).all())
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the call is dense and all rows take the same columns from the same position."""
+        same_columns = bool((self.columns == self.columns[:1]).all())
+        return self.is_dense and same_columns and bool((self.starts == self.starts[0]).all())
+
+    def positions(self) -> np.ndarray:
+        """Position of every token in its row (real tokens before it), [B, width]; blanks continue the count."""
+        return self.starts[:, None] + np.arange(self.width)[None, :]
+
+
+def plan_calls(mask: np.ndarray | None, width: int, counts: Sequence[int], segment_length: int) -> list[SegmentCall]:
+    """Cut an input of `width` columns into calls.
+
+    Args:
+        mask: True where a token is real, [B, width]; None = everywhere.
+        width: columns of the input.
+        counts: real tokens every row has read before.
+        segment_length: tokens C per segment.
+    """
+    batch = len(counts)
+    real = [np.arange(width)] * batch if mask is None else [np.flatnonzero(row) for row in mask]
+    position = np.array(counts, dtype=np.int64)
+    taken = np.zeros(batch, dtype=np.int64)
+    remaining = np.array([len(columns) for columns in real], dtype=np.int64)
+    return list(_calls(real, position, taken, remaining, segment_length))
+
+
+def _calls(
+    real: list[np.ndarray], position: np.ndarray, taken: np.ndarray, remaining: np.ndarray, segment_length: int
+) -> Iterator[SegmentCall]:
+    while remaining.any():
+        lengths = np.minimum(remaining, segment_length - position % segment_length)
+        columns = np.full((len(real), int(lengths.max())), -1, dtype=np.int64)
+        for row, length in enumerate(lengths):
+            columns[row, :length] = real[row][taken[row] : taken[row] + length]
+        completes = (lengths > 0) & ((position + lengths) % segment_length == 0)
+        yield SegmentCall(columns, lengths, position.copy(), completes)
+        position, taken, remaining = position + lengths, taken + lengths, remaining - lengths
+
+
+def host_mask(attention_mask: Tensor | None, batch_size: int, width: int) -> np.ndarray | None:
+    """Bring the last `width` columns of a padding mask to the host; None when every token is real.
+
+    Raises:
+        ShapeError: for a mask that is not [B, columns >= width].
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim != 2 or attention_mask.shape[0] != batch_size or attention_mask.shape[1] < width:
+        raise ShapeError(
+            f"attention_mask must be [{batch_size}, {width}] (or longer, for earlier tokens), got "
+            f"{list(attention_mask.shape)}; pass a padding mask, not a prepared attention matrix"
+        )
+    mask = attention_mask[:, -width:].to("cpu").numpy().astype(bool)
+    return None if mask.all() else mask
+
+
+def gather_columns(tensor: Tensor, call: SegmentCall) -> Tensor:
+    """Pick the call's columns from `tensor` [B, T, ...]; blank columns repeat column 0."""
+    if call.is_uniform and call.width and (np.diff(call.columns[0]) == 1).all():
+        first = int(call.columns[0, 0])
+        return tensor[:, first : first + call.width]
+    index = torch.from_numpy(call.columns.clip(min=0)).to(tensor.device)
+    if tensor.ndim == 3:
+        index = index[..., None].expand(-1, -1, tensor.shape[-1])
+    return tensor.gather(1, index)
+
+
+def scatter_columns(pieces: list[Tensor], calls: list[SegmentCall], width: int) -> Tensor:
+    """Put the calls' outputs [B, w, D] back at their input columns, [B, width, D]; masked columns are undefined."""
+    joined = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+    if all(call.is_uniform for call in calls) and joined.shape[1] == width:
+        return joined
+    source = np.zeros((len(calls[0].lengths), width), dtype=np.int64)
+    offset = 0
+    for call in calls:
+        rows, slots = np.nonzero(call.columns >= 0)
+        source[rows, call.columns[rows, slots]] = offset + slots
+        offset += call.width
+    index = torch.from_numpy(source).to(joined.device)[..., None].expand(-1, -1, joined.shape[-1])
+    return joined.gather(1, index)
