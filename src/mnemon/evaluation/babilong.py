@@ -1,0 +1,218 @@
+"""BABILong runner: one model, tasks x lengths, every prediction recorded.
+
+The runner works cell by cell (one task at one length). A finished cell is written at once when a folder is given, so an
+interrupted evaluation goes on where it stopped. Comparing several models is the business of `comparison`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from mnemon.errors import ConfigError, DataError
+from mnemon.evaluation.controls import ModelSpec, describe_model
+from mnemon.evaluation.generation import DEFAULT_MAX_BATCH_TOKENS, generate_answers
+from mnemon.evaluation.results import (
+    BabilongResult,
+    Cell,
+    EvaluationSettings,
+    Layout,
+    ModelInfo,
+    Prediction,
+    cell_from_dict,
+    parse_json,
+)
+from mnemon.evaluation.samples import (
+    OFFICIAL_RESERVE,
+    GeneratedSamples,
+    SampleSource,
+    check_lengths,
+    check_tasks,
+    prompt_builder,
+    sample_digest,
+    slug,
+    text_digest,
+)
+from mnemon.evaluation.scoring import score
+from mnemon.files import atomic_write_json
+
+Progress = Callable[[str, str, int], None]
+"""Called with (task, length, number of samples just finished)."""
+
+
+def evaluate_babilong(
+    model: Any,
+    tokenizer: Any,
+    *,
+    tasks: Sequence[str],
+    lengths: Sequence[str],
+    num_samples: int,
+    seed: int = 0,
+    background: str = "stdlib",
+    split: Literal["train", "test"] = "test",
+    batch_size: int | None = None,
+    max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+    max_new_tokens: int = 20,
+    layout: Layout = "short",
+    generate_kwargs: Mapping[str, Any] | None = None,
+    label: str = "model",
+    source: str = "",
+    training: Mapping[str, Any] | None = None,
+    samples: SampleSource | None = None,
+    stories: str = "generated",
+    cells_folder: Path | None = None,
+    progress: Progress | None = None,
+) -> BabilongResult:
+    """Let a model answer BABILong questions, greedily, and mark the answers.
+
+    Args:
+        model: any Hugging Face causal language model.
+        tokenizer: the model's tokenizer.
+        tasks: task names, "qa1" ... "qa20".
+        lengths: length names such as "0k", "4k" (decimal thousands of tokens).
+        num_samples: samples per task and length, at least 1.
+        seed: seed of the samples; the same seed (and tokenizer) gives the same ones.
+        background: "stdlib", a folder of text files or "hf:<name>".
+        split: half of the stories and of the background to draw from.
+        batch_size: most prompts per call; None leaves it to the token budget.
+        max_batch_tokens: most padded prompt tokens per call.
+        max_new_tokens: longest answer in tokens.
+        layout: "short" (context, question, "Answer:") or the benchmark's "official" prompt.
+        generate_kwargs: further arguments of `model.generate`, for example `knock_out_memory=True`.
+        label: name of the model in tables.
+        source: where the model came from, for the record.
+        training: facts about its training, for the record.
+        samples: a source shared with other models; None makes one with this tokenizer.
+        stories: where the stories came from, for the record.
+        cells_folder: folder for finished cells; those already there are taken over instead of computed.
+        progress: told after every batch.
+
+    Returns:
+        Predictions, marks and times of every cell.
+
+    Raises:
+        ConfigError: if a task, length, layout or number is wrong, or a stored cell was made with other settings.
+        DataError: if a stored cell cannot be read.
+    """
+    if num_samples < 1:
+        raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
+    settings = EvaluationSettings(
+        tasks=check_tasks(tasks),
+        lengths=check_lengths(lengths),
+        num_samples=num_samples,
+        seed=seed,
+        background=str(background),
+        stories=stories,
+        split=split,
+        layout=layout,
+        max_new_tokens=max_new_tokens,
+    )
+    build_prompt = prompt_builder(layout)
+    spec = ModelSpec(label, model, tokenizer, dict(generate_kwargs or {}), source, dict(training or {}))
+    info = describe_model(spec)
+    if samples is None:
+        reserve = OFFICIAL_RESERVE if layout == "official" else 0
+        samples = GeneratedSamples(tokenizer, num_samples, str(background), split, seed, reserve)
+    store = _CellStore(cells_folder, spec, info, settings)
+
+    cells = []
+    for length in settings.lengths:
+        for task in settings.tasks:
+            cell = store.read(task, length)
+            if cell is None:
+                cell = _answer_cell(
+                    spec,
+                    samples,
+                    build_prompt,
+                    task,
+                    length,
+                    batch_size=batch_size,
+                    max_batch_tokens=max_batch_tokens,
+                    max_new_tokens=max_new_tokens,
+                    progress=progress,
+                )
+                store.write(cell)
+            elif progress is not None:
+                progress(task, length, len(cell.predictions))
+            cells.append(cell)
+    return BabilongResult(label, info, settings, spec.generate_kwargs, tuple(cells))
+
+
+def _answer_cell(
+    spec: ModelSpec,
+    source: SampleSource,
+    build_prompt: Callable[[str, Any], str],
+    task: str,
+    length: str,
+    *,
+    batch_size: int | None,
+    max_batch_tokens: int,
+    max_new_tokens: int,
+    progress: Progress | None,
+) -> Cell:
+    samples = source.cell(task, length)
+    if not samples:
+        raise DataError(f"there is no sample for {task} at {length}")
+    prompts = [build_prompt(task, sample) for sample in samples]
+    answers = generate_answers(
+        spec.model,
+        spec.tokenizer,
+        prompts,
+        batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
+        max_new_tokens=max_new_tokens,
+        generate_kwargs=spec.generate_kwargs,
+        on_batch=None if progress is None else lambda count: progress(task, length, count),
+    )
+    predictions = []
+    for index, (sample, prompt, text) in enumerate(zip(samples, prompts, answers.texts, strict=True)):
+        marks = score(task, sample.question, sample.target, text)
+        predictions.append(
+            Prediction(
+                sample_id=f"{task}-{length}-{index:04d}",
+                task=task,
+                length=length,
+                sample_sha256=sample_digest(sample),
+                prompt_sha256=text_digest(prompt),
+                question=sample.question,
+                target=sample.target,
+                output=text,
+                exact=marks.exact,
+                official=marks.official,
+            )
+        )
+    return Cell(task, length, tuple(predictions), answers.seconds, answers.prompt_tokens, answers.new_tokens)
+
+
+class _CellStore:
+    """Finished cells of one model on disk, each beside the settings that it was made with."""
+
+    def __init__(self, folder: Path | None, spec: ModelSpec, info: ModelInfo, settings: EvaluationSettings) -> None:
+        self._folder = None if folder is None else Path(folder) / slug(spec.label)
+        made_with = asdict(settings) | {"label": spec.label, "generate_kwargs": spec.generate_kwargs}
+        # Tasks and lengths only choose cells; a later run may ask for more of them.
+        self._made_with = {key: value for key, value in made_with.items() if key not in ("tasks", "lengths")}
+        self._made_with["weights"] = info.weights
+
+    def read(self, task: str, length: str) -> Cell | None:
+        """Give a stored cell, or None; ConfigError if it was made with other settings."""
+        if self._folder is None or not (path := self._path(task, length)).is_file():
+            return None
+        value = parse_json(path.read_text(encoding="utf-8"), str(path))
+        stored = value.get("made_with", {})
+        for key, wanted in self._made_with.items():
+            if stored.get(key) != wanted:
+                raise ConfigError(
+                    f"{path} was made with {key}={stored.get(key)!r}, this run has {wanted!r}; "
+                    "use --overwrite or another output folder"
+                )
+        return cell_from_dict(value.get("cell", {}), name=str(path))
+
+    def write(self, cell: Cell) -> None:
+        """Keep a finished cell."""
+        if self._folder is not None:
+            atomic_write_json(self._path(cell.task, cell.length), {"made_with": self._made_with, "cell": asdict(cell)})
+
+    def _path(self, task: str, length: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{task}-{length}.json"

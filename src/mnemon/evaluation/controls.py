@@ -1,0 +1,142 @@
+"""Which models stand beside LM2 in a comparison, and what each of them rules out.
+
+"LM2 beats Llama" alone may only say that positions do not extrapolate. So three controls stand beside it: the plain
+model; the same LM2 with its bank knocked out (what the bank itself does); and the plain model restricted to LM2's
+attention window (what forgetting the far text does). This module tells roles apart and says what is missing or unequal.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from mnemon.evaluation.results import ModelInfo
+
+ROLES: dict[str, str] = {
+    "lm2": "LM2, with its memory bank",
+    "knocked_out": "the same LM2, bank knocked out: what is left without the bank",
+    "plain": "the plain decoder, every earlier token in sight",
+    "window": "the plain decoder restricted to LM2's attention window",
+}
+
+KNOCK_OUT = {"knock_out_memory": True}
+
+_EQUAL_PARAMETERS = 0.02
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One row of a comparison: a model, its tokenizer and how to call it.
+
+    Attributes:
+        label: name in tables and plots.
+        generate_kwargs: further arguments of `model.generate`.
+        source: folder or name it was loaded from.
+        training: facts about its training (tokens seen, longest length), as far as known.
+    """
+
+    label: str
+    model: Any
+    tokenizer: Any
+    generate_kwargs: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def has_memory(model: Any) -> bool:
+    """Tell whether a model has a bank that can be knocked out."""
+    takes_it = "knock_out_memory" in inspect.signature(model.forward).parameters
+    return takes_it and getattr(model.config, "memory_layers", None) != []
+
+
+def knocked_out(spec: ModelSpec) -> ModelSpec:
+    """Give the control row of an LM2: same weights, bank silenced."""
+    return replace(spec, label=f"{spec.label} (knocked out)", generate_kwargs={**spec.generate_kwargs, **KNOCK_OUT})
+
+
+def with_controls(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+    """Add after every LM2 its knocked-out row, unless it is there already."""
+    rows: list[ModelSpec] = []
+    for spec in specs:
+        rows.append(spec)
+        wanted = has_memory(spec.model) and not spec.generate_kwargs.get("knock_out_memory")
+        if wanted and not any(
+            other.model is spec.model and other.generate_kwargs.get("knock_out_memory") for other in specs
+        ):
+            rows.append(knocked_out(spec))
+    return rows
+
+
+def role_of(spec: ModelSpec) -> str:
+    """Say which of the four roles a row plays: "lm2", "knocked_out", "window" or "plain"."""
+    if has_memory(spec.model):
+        return "knocked_out" if spec.generate_kwargs.get("knock_out_memory") else "lm2"
+    config = spec.model.config
+    windowed = getattr(config, "attention_span", None) or getattr(config, "sliding_window", None)
+    return "window" if windowed else "plain"
+
+
+def describe_model(spec: ModelSpec) -> ModelInfo:
+    """Collect what a reader must know about a row: role, size, share of the memory, training."""
+    sizes = {name: parameter.numel() for name, parameter in spec.model.named_parameters()}
+    return ModelInfo(
+        source=spec.source,
+        model_type=str(getattr(spec.model.config, "model_type", type(spec.model).__name__)),
+        role=role_of(spec),
+        num_parameters=sum(sizes.values()),
+        num_memory_parameters=sum(size for name, size in sizes.items() if name.startswith("memory.")),
+        weights=weights_fingerprint(spec.model),
+        training=spec.training,
+    )
+
+
+@torch.no_grad()
+def weights_fingerprint(model: Any) -> str:
+    """Give a short digest that changes with any parameter, so that stored cells are not mistaken for another model's.
+
+    Sums and a position-weighted sum per tensor in float64: cheap, and far more than chance needs.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().flatten().double()
+        ramp = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device)
+        digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item():.12e}{(values @ ramp).item():.12e}".encode())
+    return digest.hexdigest()[:16]
+
+
+def control_notes(models: Sequence[tuple[str, ModelInfo]]) -> list[str]:
+    """Say in sentences which controls a comparison has, which it lacks, and where its models are not equal.
+
+    Args:
+        models: label and description of every row.
+
+    Returns:
+        One sentence per line; empty for a single model without memory.
+    """
+    roles = {role: [label for label, info in models if info.role == role] for role in ROLES}
+    if not roles["lm2"] and len(models) < 2:
+        return []
+    notes = []
+    if roles["lm2"]:
+        for role in ("knocked_out", "plain", "window"):
+            found = ", ".join(roles[role]) or "NOT evaluated in this run"
+            notes.append(f"Control, {ROLES[role]}: {found}.")
+    return notes + _inequalities(models)
+
+
+def _inequalities(models: Sequence[tuple[str, ModelInfo]]) -> list[str]:
+    notes = []
+    sizes = {label: info.num_parameters for label, info in models}
+    if max(sizes.values()) > (1 + _EQUAL_PARAMETERS) * min(sizes.values()):
+        listing = ", ".join(f"{label} {size:,}" for label, size in sizes.items())
+        notes.append(f"The models differ in size by more than {_EQUAL_PARAMETERS:.0%}: {listing} parameters.")
+    for key, name in (("tokens", "tokens seen in training"), ("max_length", "longest training length")):
+        values = {label: info.training.get(key) for label, info in models}
+        known = {value for value in values.values() if value is not None}
+        if len(known) > 1:
+            listing = ", ".join(f"{label} {value:,}" for label, value in values.items() if value is not None)
+            notes.append(f"The models differ in {name}: {listing}.")
+    return notes

@@ -1,0 +1,156 @@
+"""Batched, cached, greedy answers from any Hugging Face causal language model.
+
+One prefill over [B, T] left-padded prompts and a few decoding steps, through the model's own `generate`, so that LM2 and
+plain models take exactly the same path. Batches are formed by a token budget: attention masks of padded rows cost
+B x T x T, which is what runs out first at long lengths.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from mnemon.errors import ConfigError, DataError
+
+DEFAULT_MAX_BATCH_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Generated texts in the order of the prompts, and what they cost."""
+
+    texts: list[str]
+    seconds: float
+    prompt_tokens: int
+    new_tokens: int
+
+
+@torch.no_grad()
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+    max_new_tokens: int = 20,
+    generate_kwargs: Mapping[str, Any] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Answers:
+    """Continue every prompt greedily until the end-of-sequence token or `max_new_tokens`.
+
+    Args:
+        model: any causal language model with Hugging Face's `generate`.
+        tokenizer: its tokenizer; needs an end-of-sequence or padding token.
+        prompts: texts, none of them empty.
+        batch_size: most prompts per call; None leaves it to the token budget alone.
+        max_batch_tokens: most padded prompt tokens per call; a single longer prompt still runs, alone.
+        max_new_tokens: longest answer in tokens.
+        generate_kwargs: further arguments for `model.generate`, for example `knock_out_memory=True`.
+        on_batch: called with the number of prompts just finished.
+
+    Returns:
+        The texts without special tokens, in the order of the prompts, with seconds and token counts.
+
+    Raises:
+        ConfigError: if a number is out of range, or the model cannot read so many tokens.
+        DataError: if a prompt has no token.
+    """
+    for name, value in (
+        ("batch_size", batch_size),
+        ("max_batch_tokens", max_batch_tokens),
+        ("max_new_tokens", max_new_tokens),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    rows = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]] if prompts else []
+    for index, row in enumerate(rows):
+        if not row:
+            raise DataError(f"prompt {index} has no token; an empty prompt cannot be answered")
+    config = _greedy_config(model, tokenizer, max_new_tokens)
+    texts, new_tokens, seconds = [""] * len(rows), 0, 0.0
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in plan_batches([len(row) for row in rows], batch_size=batch_size, max_batch_tokens=max_batch_tokens):
+            started = time.perf_counter()
+            new_rows = _generate_batch(model, [rows[i] for i in batch], config, generate_kwargs or {})
+            seconds += time.perf_counter() - started
+            for index, new_row in zip(batch, new_rows, strict=True):
+                texts[index] = tokenizer.decode(new_row, skip_special_tokens=True)
+                new_tokens += len(new_row)
+            if on_batch is not None:
+                on_batch(len(batch))
+    finally:
+        model.train(was_training)
+    return Answers(texts, seconds, sum(map(len, rows)), new_tokens)
+
+
+def plan_batches(lengths: Sequence[int], *, batch_size: int | None, max_batch_tokens: int) -> list[list[int]]:
+    """Group prompts so that batch x longest prompt stays within the budget, similar lengths together.
+
+    Args:
+        lengths: tokens per prompt.
+        batch_size: most prompts per batch; None for no limit but the budget.
+        max_batch_tokens: most padded tokens per batch; a longer single prompt gets a batch of its own.
+
+    Returns:
+        Lists of prompt indices that hold every index once, longest prompts first (a batch that does not fit into memory
+        then fails at once and not after an hour).
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and len(batches[-1]) < (batch_size or len(lengths)):
+            if lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_batch_tokens:
+                batches[-1].append(index)
+                continue
+        batches.append([index])
+    return batches
+
+
+def _generate_batch(
+    model: Any, rows: list[list[int]], config: GenerationConfig, generate_kwargs: Mapping[str, Any]
+) -> list[list[int]]:
+    width = max(map(len, rows))
+    pad = int(config.pad_token_id)
+    input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
+    attention_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    try:
+        output = model.generate(
+            input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **generate_kwargs
+        )
+    except IndexError as error:
+        raise ConfigError(
+            f"the model cannot read prompts of {width} tokens (its table of positions or tokens ends before: {error}); "
+            "choose shorter lengths"
+        ) from error
+    return [_until_stop(row, config) for row in output[:, width:].tolist()]
+
+
+def _until_stop(row: list[int], config: GenerationConfig) -> list[int]:
+    for position, token in enumerate(row):
+        if token in config.eos_token_id:
+            return row[:position]
+    return row
+
+
+def _greedy_config(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
+    """Build a configuration of our own, so that sampling defaults stored with a checkpoint cannot leak in."""
+    stops: set[int] = set()
+    for owner in (tokenizer, getattr(model, "generation_config", None)):
+        ids = getattr(owner, "eos_token_id", None)
+        stops.update([] if ids is None else [ids] if isinstance(ids, int) else ids)
+    if not stops:
+        raise ConfigError("the tokenizer names no end-of-sequence token; set tokenizer.eos_token")
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stops),
+        pad_token_id=min(stops) if pad is None else pad,
+    )

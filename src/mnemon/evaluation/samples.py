@@ -1,0 +1,186 @@
+"""Where the samples of an evaluation come from, so that every compared model reads exactly the same ones.
+
+A source gives the samples of one task and length, again and again the same. Samples themselves are made and parsed by
+`mnemon.data`; this module only asks, checks names and counts, and remembers.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from mnemon.data import babilong
+from mnemon.errors import ConfigError
+from mnemon.evaluation.results import Layout
+from mnemon.evaluation.scoring import TASK_LABELS
+
+OFFICIAL_RESERVE = 300
+"""Tokens of a length that the benchmark keeps free for instruction, examples and question."""
+
+_CACHE_CHARACTERS = 256_000_000
+"""Samples kept in memory between models; beyond that they are made again (1M-token samples are 4 MB each)."""
+
+
+class SampleLike(Protocol):
+    """What a sample must offer: the text to read, the question, the right answer."""
+
+    @property
+    def input(self) -> str:
+        """Facts hidden in background text."""
+        ...
+
+    @property
+    def question(self) -> str:
+        """Question about the facts."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """Right answer; several items are separated by commas."""
+        ...
+
+
+class SampleSource(Protocol):
+    """Gives the samples of one task and length; the same ones every time it is asked."""
+
+    def cell(self, task: str, length: str) -> Sequence[SampleLike]:
+        """Give the samples of one task and length."""
+        ...
+
+
+@dataclass
+class GeneratedSamples:
+    """Fresh BABILong samples, cut to length with one tokenizer whatever model reads them later.
+
+    Attributes:
+        tokenizer: counts the tokens of a sample; in a comparison the first model's.
+        num_samples: samples per task and length.
+        background: "stdlib", a folder of text files or "hf:<name>".
+        split: which half of stories and background; evaluation uses "test".
+        seed: the same seed gives the same samples.
+        reserve_tokens: tokens of the length kept free for the prompt around the sample.
+        stories: per task, stories to use in place of generated ones (for example the real bAbI test files).
+    """
+
+    tokenizer: Any
+    num_samples: int
+    background: str = "stdlib"
+    split: Literal["train", "test"] = "test"
+    seed: int = 0
+    reserve_tokens: int = 0
+    stories: Mapping[str, Sequence[Any]] | None = None
+    _kept: dict[tuple[str, str], Sequence[SampleLike]] = field(default_factory=dict, repr=False)
+    _kept_characters: int = field(default=0, repr=False)
+
+    def cell(self, task: str, length: str) -> Sequence[SampleLike]:
+        """Make (or recall) the samples of one task and length."""
+        if (task, length) not in self._kept:
+            samples = self._make(task, length)
+            self._kept_characters += sum(len(sample.input) for sample in samples)
+            if self._kept_characters > _CACHE_CHARACTERS:
+                return samples
+            self._kept[task, length] = samples
+        return self._kept[task, length]
+
+    def _make(self, task: str, length: str) -> Sequence[SampleLike]:
+        number = parse_length(length)
+        options: dict[str, Any] = {"background": self.background, "split": self.split, "seed": self.seed}
+        if self.stories is not None:
+            if task not in self.stories:
+                raise ConfigError(f"no stories for {task}; found {', '.join(sorted(self.stories)) or 'none'}")
+            options["stories"] = self.stories[task]
+        reserve = self.reserve_tokens if number else 0
+        return list(
+            babilong.generate(task, number, self.num_samples, self.tokenizer, reserve_tokens=reserve, **options)
+        )
+
+
+@dataclass(frozen=True)
+class FixedSamples:
+    """Samples that are already there, for example read from published JSON files.
+
+    Attributes:
+        cells: samples per (task, length name).
+        num_samples: use only the first so many of each cell; None for all.
+    """
+
+    cells: Mapping[tuple[str, str], Sequence[SampleLike]]
+    num_samples: int | None = None
+
+    def cell(self, task: str, length: str) -> Sequence[SampleLike]:
+        """Look the samples of one task and length up."""
+        if (task, length) not in self.cells:
+            known = ", ".join(f"{a} at {b}" for a, b in sorted(self.cells)) or "nothing"
+            raise ConfigError(f"no samples for {task} at {length}; the data holds {known}")
+        return self.cells[task, length][: self.num_samples]
+
+
+def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    """Check task names, drop repeats and bring them into the benchmark's order.
+
+    Raises:
+        ConfigError: if there is none, or one is unknown; the nearest name is suggested.
+    """
+    if not tasks:
+        raise ConfigError("no task given; expected some of qa1 ... qa20")
+    for task in tasks:
+        if task not in TASK_LABELS:
+            near = difflib.get_close_matches(task.lower(), TASK_LABELS, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown task {task!r}, expected qa1 ... qa20{hint}")
+    return tuple(task for task in TASK_LABELS if task in tasks)
+
+
+def check_lengths(lengths: Sequence[str]) -> tuple[str, ...]:
+    """Check length names, drop repeats and sort them from short to long.
+
+    Raises:
+        ConfigError: if there is none, or one cannot be read.
+    """
+    if not lengths:
+        raise ConfigError("no length given; expected some of 0k, 1k, 2k, 4k, ...")
+    numbers = {parse_length(length): length for length in reversed(lengths)}
+    return tuple(numbers[number] for number in sorted(numbers))
+
+
+def parse_length(length: str) -> int:
+    """Turn a length name such as "4k" into tokens (decimal thousands); ConfigError if it cannot be read."""
+    return int(babilong.parse_length(length))
+
+
+def prompt_builder(layout: Layout) -> Callable[[str, SampleLike], str]:
+    """Give the function (task, sample) -> prompt of a layout.
+
+    "official" is the benchmark's prompt with instruction, examples and answer form. "short" is only context and
+    question, then "Answer:", for models that were trained to continue with the bare answer.
+
+    Raises:
+        ConfigError: if the layout is unknown.
+    """
+    if layout == "official":
+        return lambda task, sample: babilong.build_prompt(task, sample.input, sample.question)
+    if layout == "short":
+        return lambda task, sample: (
+            babilong.build_prompt(
+                task, sample.input, sample.question, instruction=False, examples=False, post_prompt=False
+            )
+            + "\nAnswer:"
+        )
+    raise ConfigError(f"unknown layout {layout!r}; expected 'short' or 'official'")
+
+
+def sample_digest(sample: SampleLike) -> str:
+    """Identify a sample by its content, whatever layout it is shown in."""
+    return text_digest("\0".join((sample.input, sample.question, sample.target)))
+
+
+def text_digest(text: str) -> str:
+    """Give the SHA-256 of a text in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def slug(name: str) -> str:
+    """Turn a label into a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

@@ -1,0 +1,189 @@
+"""Tables in the form of the LM2 paper: length x model x task, mean accuracy in percent with its 95 % interval.
+
+The same rows go to the terminal (rich) and to Markdown. Bold is the best model of a column; a star means that it beats
+every other model there by the Holm-corrected paired test.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from mnemon.evaluation.comparison import SIGNIFICANCE, Comparison, PairwiseTest
+from mnemon.evaluation.statistics import Interval
+
+RULE_NAMES = {"exact": "exact words", "official": "the benchmark's substring rule"}
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One number of the table and how to stress it."""
+
+    accuracy: Interval
+    best: bool = False
+    significant: bool = False
+
+    def text(self, *, interval: bool = True) -> str:
+        """Write "93 [86-97]", in percent, with a star if significantly best."""
+        star = "★" if self.significant else ""
+        low, mean, high = (
+            f"{100 * value:.0f}" for value in (self.accuracy.low, self.accuracy.mean, self.accuracy.high)
+        )
+        return f"{mean}{star} [{low}–{high}]" if interval else f"{mean}{star}"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One model at one length: its cells per task, the mean over all tasks last."""
+
+    length: str
+    label: str
+    cells: tuple[TableCell, ...]
+
+
+def table_rows(comparison: Comparison) -> list[TableRow]:
+    """Arrange a comparison as rows, lengths outermost, the mean over the tasks as last column."""
+    columns: list[str | None] = [*comparison.settings.tasks, None]
+    rows = []
+    for length in comparison.settings.lengths:
+        best = {task: comparison.best(length, task) for task in columns}
+        for label in comparison.labels:
+            cells = []
+            for task in columns:
+                leader = best[task]
+                leads = leader is not None and leader.label == label
+                star = leader is not None and leads and leader.significant
+                cells.append(TableCell(comparison.accuracy(label, length, task), leads, star))
+            rows.append(TableRow(length, label, tuple(cells)))
+    return rows
+
+
+def rich_table(comparison: Comparison) -> Table:
+    """Build the table for the terminal.
+
+    Args:
+        comparison: models on the same samples.
+
+    Returns:
+        A table to print with rich; intervals stand beside the means only, so that it fits a terminal.
+    """
+    table = Table(title=title(comparison), caption=caption(comparison), box=box.SIMPLE_HEAD, title_style="bold")
+    table.add_column("length")
+    table.add_column("model")
+    for task in comparison.settings.tasks:
+        table.add_column(task, justify="right")
+    table.add_column("mean [95 %]", justify="right", no_wrap=True)
+    previous = None
+    for row in table_rows(comparison):
+        if previous is not None and row.length != previous:
+            table.add_section()
+        texts = [cell.text(interval=index == len(row.cells) - 1) for index, cell in enumerate(row.cells)]
+        styled = [
+            f"[bold]{text}[/]" if cell.best else text for text, cell in zip(_escape(texts), row.cells, strict=True)
+        ]
+        table.add_row(row.length if row.length != previous else "", row.label, *styled)
+        previous = row.length
+    return table
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """Write the accuracy table as Markdown, every number with its interval."""
+    head = ["length", "model", *comparison.settings.tasks, "mean"]
+    lines = []
+    for row in table_rows(comparison):
+        texts = [f"**{cell.text()}**" if cell.best else cell.text() for cell in row.cells]
+        lines.append([row.length, row.label, *texts])
+    return markdown(head, lines, right_from=2)
+
+
+def markdown_models(comparison: Comparison) -> str:
+    """Write one line per model: role, parameters, share of the memory, training, speed."""
+    head = ["model", "role", "parameters", "of them memory", "training tokens", "longest training length", "tokens/s"]
+    lines = []
+    for result in comparison.results:
+        info = result.model
+        seconds = sum(cell.seconds for cell in result.cells)
+        tokens = sum(cell.prompt_tokens + cell.new_tokens for cell in result.cells)
+        speed = f"{tokens / seconds:,.0f}" if seconds else "–"
+        trained = [_count(info.training.get(key)) for key in ("tokens", "max_length")]
+        numbers = [f"{info.num_parameters:,}", f"{info.num_memory_parameters:,}", *trained, speed]
+        lines.append([result.label, info.role.replace("_", " "), *numbers])
+    return markdown(head, lines, right_from=2)
+
+
+def markdown_tests(comparison: Comparison) -> str:
+    """Write the paired tests over all tasks together, one line per length and pair of models."""
+    head = ["length", "models", "difference (points)", "only first right", "only second right", "p", "p (Holm)"]
+    lines = [_test_line(test) for test in comparison.tests if test.task is None]
+    return markdown(head, lines, right_from=2)
+
+
+def other_rule_table(comparison: Comparison) -> str:
+    """Write mean accuracies by both scoring rules side by side, since published numbers use the official one."""
+    rules = ("exact", "official")
+    by_rule = {rule: Comparison(comparison.results, rule) for rule in rules}  # type: ignore[arg-type]
+    head = ["model", "rule", *comparison.settings.lengths]
+    lines = []
+    for label in comparison.labels:
+        for rule in rules:
+            means = [
+                f"{100 * by_rule[rule].accuracy(label, length).mean:.1f}" for length in comparison.settings.lengths
+            ]
+            lines.append([label, RULE_NAMES[rule], *means])
+    return markdown(head, lines, right_from=2)
+
+
+def title(comparison: Comparison) -> str:
+    """Name the table."""
+    return f"BABILong accuracy in percent ({RULE_NAMES[comparison.rule]})"
+
+
+def caption(comparison: Comparison) -> str:
+    """Say how to read the table: samples, intervals, stars, the level of guessing."""
+    per_cell = {len(cell.predictions) for cell in comparison.results[0].cells}
+    counts = "–".join(str(n) for n in sorted({min(per_cell), max(per_cell)}))
+    text = f"{counts} samples per task and length, the same for every model; 95 % Wilson intervals."
+    if len(comparison.labels) > 1:
+        text += f" Bold: best. ★: better than every other model (McNemar, Holm-corrected p < {SIGNIFICANCE})."
+    level = comparison.majority_level()
+    return text if level is None else f"{text} Always the most frequent answer: {100 * level:.0f} % on average."
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], *, right_from: int) -> str:
+    """Write a Markdown table whose columns from `right_from` on are aligned to the right."""
+    rule = ["---" if index < right_from else "---:" for index in range(len(head))]
+    rows = [head, rule, *([_protect(text) for text in line] for line in lines)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def p_text(p_value: float) -> str:
+    """Write a p value with as many digits as it deserves."""
+    return "< 0.0001" if p_value < 0.0001 else f"{p_value:.4f}" if p_value < 0.01 else f"{p_value:.2f}"
+
+
+def _test_line(test: PairwiseTest) -> list[str]:
+    change = test.result.difference
+    low, mean, high = (f"{100 * value:+.1f}" for value in (change.low, change.mean, change.high))
+    corrected = p_text(test.corrected_p)
+    return [
+        test.length,
+        f"{test.first} − {test.second}",
+        f"{mean} [{low}, {high}]",
+        str(test.result.only_first),
+        str(test.result.only_second),
+        p_text(test.result.p_value),
+        f"**{corrected}**" if test.corrected_p < SIGNIFICANCE else corrected,
+    ]
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "–" if value is None else str(value)
+
+
+def _protect(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _escape(texts: Sequence[str]) -> list[str]:
+    return [text.replace("[", "\\[") for text in texts]
