@@ -41,7 +41,9 @@ def generate(
 
     loaded, tokenizer = load_model(model)
     if knock_out_memory:
-        if getattr(loaded.config, "model_type", "") != "lm2":
+        from mnemon.evaluation.controls import has_memory
+
+        if not has_memory(loaded):
             raise ConfigError(f"{model}: has no memory to knock out; leave out --knock-out-memory")
         settings["knock_out_memory"] = True
     result = _continue(loaded, tokenizer, text, settings, 0 if seed is None else seed, stream=not json_output)

@@ -1,0 +1,75 @@
+"""What the documents show is executed: every Python block of README and docs, and every example script."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def run_script(script: Path, folder: Path) -> str:
+    """Run a script in a folder of its own and return what it prints; its warnings are errors of the test."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script.name} failed:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+WITH_BLOCKS = [path for path in DOCUMENTS if BLOCK.search(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("document", WITH_BLOCKS, ids=relative)
+def test_the_python_of_a_document_runs(document: Path, tmp_path: Path) -> None:
+    blocks = BLOCK.findall(document.read_text(encoding="utf-8"))
+    script = tmp_path / "blocks.py"
+    script.write_text("\n".join(blocks), encoding="utf-8")
+    run_script(script, tmp_path)
+
+
+def test_the_readme_shows_python() -> None:
+    assert REPOSITORY / "README.md" in WITH_BLOCKS
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=relative)
+def test_an_example_runs(example: Path, tmp_path: Path) -> None:
+    assert run_script(example, tmp_path).strip()
+
+
+def test_the_memory_example_shows_what_it_promises(tmp_path: Path) -> None:
+    output = run_script(REPOSITORY / "examples" / "memory_model.py", tmp_path)
+    assert "earlier logits moved by 0.0e+00" in output
+    assert "the same 20 tokens" in output
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
+    for target in LINK.findall(document.read_text(encoding="utf-8")):
+        if not re.match(r"https?:|mailto:|#", target):
+            assert (document.parent / target.partition("#")[0]).exists(), f"{relative(document)} links to {target}"
+
+
+def test_every_command_of_the_documents_exists() -> None:
+    from mnemon.cli.app import app
+
+    commands = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```(?:bash|console)\n(.*?)^```", document.read_text(encoding="utf-8"), re.M | re.S):
+            for command in re.findall(r"^(?:\$ )?(?:\.venv/bin/)?mnemon ([a-z]+)", block, re.M):
+                assert command in commands, f"{relative(document)} uses `mnemon {command}`"
