@@ -180,9 +180,7 @@ def _prose_sentences(text: str) -> Iterator[str]:
 
 @functools.cache
 def _load_stdlib(split: Split) -> Background:
-    documents = tuple(
-        document for document in _stdlib_documents() if _is_in_test(document.name) == (split == "test")
-    )
+    documents = tuple(document for document in _stdlib_documents() if _is_in_test(document.name) == (split == "test"))
     return Background("stdlib", split, documents)
 
 
@@ -219,10 +217,17 @@ def _load_folder(folder: Path, split: Split, encoding: str) -> Background:
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".txt")
     if len(paths) < 2:
         raise DataError(f"{folder}: expected at least 2 .txt files (one per split), got {len(paths)}")
-    chosen = [path for path in paths if (path.name in _test_names(paths)) == (split == "test")]
-    documents = tuple(document for path in chosen if (document := read_book(path, encoding)).sentences)
+    test = _test_names(paths)
+    chosen = [path for path in paths if (path.name in test) == (split == "test")]
+    return _load_books(folder, split, encoding, tuple((path, path.stat().st_mtime_ns) for path in chosen))
+
+
+@functools.lru_cache(maxsize=8)
+def _load_books(folder: Path, split: Split, encoding: str, books: tuple[tuple[Path, int], ...]) -> Background:
+    """Read the books once; their times of change are part of the key, so that an edited file is read again."""
+    documents = tuple(document for path, _ in books if (document := read_book(path, encoding)).sentences)
     if not documents:
-        raise DataError(f"{folder}: expected prose in the {split} files ({chosen[0].name} ...), found no sentence")
+        raise DataError(f"{folder}: expected prose in the {split} files ({books[0][0].name} ...), found no sentence")
     return Background(str(folder), split, documents)
 
 

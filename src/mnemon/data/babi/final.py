@@ -90,8 +90,12 @@ def _directions(events: Sequence[Event], rng: random.Random) -> Iterator[str]:
     forms = []
     for event in events:
         back = opposite[event.side]
-        forms.append(rng.choice((f"What is {event.side} of the {event.other}?", f"What is the {event.other} {back} of?")))
-        forms.append(rng.choice((f"What is {back} of the {event.place}?", f"What is the {event.place} {event.side} of?")))
+        forms.append(
+            rng.choice((f"What is {event.side} of the {event.other}?", f"What is the {event.other} {back} of?"))
+        )
+        forms.append(
+            rng.choice((f"What is {back} of the {event.place}?", f"What is the {event.place} {event.side} of?"))
+        )
     yield from _shuffled(rng, forms)
 
 

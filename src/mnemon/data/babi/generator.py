@@ -7,7 +7,7 @@ them in the tests.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from mnemon.data.babi.story import GENERATED_TASKS, Question, Statement, Story, check_task
 from mnemon.data.babi.world import (
@@ -50,14 +50,13 @@ def generate(task: str, num_stories: int, seed: int) -> list[Story]:
     check_task(task, GENERATED_TASKS)
     if num_stories < 0:
         raise ConfigError(f"expected a number of stories of at least 0, got {num_stories}")
-    return [story for story, _ in zip(story_stream(task, seed), range(num_stories), strict=False)]
-
-
-def story_stream(task: str, seed: int | str) -> Iterator[Story]:
-    """Yield stories of a task without end."""
     rng = random.Random(f"babi {task} {seed}")
-    while True:
-        yield Story(task, _SCHEMES[task](rng))
+    return [random_story(task, rng) for _ in range(num_stories)]
+
+
+def random_story(task: str, rng: random.Random) -> Story:
+    """Draw one story of qa1-qa10 from a random generator."""
+    return Story(task, _SCHEMES[task](rng))
 
 
 class _Writer:

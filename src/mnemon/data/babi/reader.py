@@ -84,9 +84,7 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _parse_line(
-    text: str, expected: int, before: Sequence[Statement | Question], where: str
-) -> Statement | Question:
+def _parse_line(text: str, expected: int, before: Sequence[Statement | Question], where: str) -> Statement | Question:
     identifier, _, rest = text.strip().partition(" ")
     if not identifier.isascii() or not identifier.isdigit():
         raise DataError(f"{where}: expected 'ID text', got {text[:60]!r}")

@@ -1,0 +1,228 @@
+"""BABILong samples: the facts of a bAbI story hidden in background text at an exact token count.
+
+Source: "BABILong: Testing the Limits of LLMs with Long Context Reasoning-in-a-Haystack", arXiv 2406.10149.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mnemon.data.babi import GENERATED_TASKS, TASKS, Question, Story, final_questions
+from mnemon.data.babi.generator import random_story
+from mnemon.data.babi.story import check_task
+from mnemon.data.background import Background, Split, load_background
+from mnemon.data.haystack import Haystack, haystack_for
+from mnemon.data.prompts import build_prompt
+from mnemon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LENGTHS: dict[str, int] = {
+    "0k": 0,
+    **{f"{2**power}k": 2**power * 1000 for power in range(10)},
+    "1M": 1_000_000,
+    "10M": 10_000_000,
+}
+TOKENS_PER_FACT = 8
+TEST_SHARE = 0.2
+MAX_ATTEMPTS = 1000
+
+__all__ = ["LENGTHS", "Sample", "build_prompt", "generate", "parse_length"]
+
+
+def parse_length(length: str | int) -> int:
+    """Return a length in tokens: `"4k"` is 4000, `"1M"` is 1000000, a number is itself.
+
+    Raises:
+        ConfigError: the text is no length or the number is negative.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", str(length))
+    factor = {"": 1, "k": 1000, "m": 1_000_000}[found.group(2).lower()] if found else 1
+    tokens = float(found.group(1)) * factor if found else 0.5
+    if not tokens.is_integer():
+        raise ConfigError(f"expected a length such as {', '.join(LENGTHS)} or a number of tokens, got {length!r}")
+    return int(tokens)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text with hidden facts, one question about it and its answer.
+
+    A sample of qa1 at 0k (no background)::
+
+        input     "Mary moved to the bathroom. John went to the hallway."
+        question  "Where is Mary?"
+        target    "bathroom"
+
+    Args:
+        task: `"qa1"` ...
+        length: nominal length in tokens (0 for facts only).
+        input: the text, without the question.
+        question: the question.
+        target: the bAbI answer.
+        questions: further pairs of question and answer about the same text, for training.
+        facts: the hidden sentences in order.
+        supporting: indices into `facts` of the sentences the answer rests on.
+        input_ids: the token ids of `input` under the tokenizer it was made with.
+        story: a name of the story, unique within split and seed.
+    """
+
+    task: str
+    length: int
+    input: str
+    question: str
+    target: str
+    questions: tuple[tuple[str, str], ...] = ()
+    facts: tuple[str, ...] = ()
+    supporting: tuple[int, ...] = ()
+    input_ids: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    story: str = ""
+
+
+def generate(
+    task: str,
+    length: str | int,
+    num_samples: int,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    background: str | Path | Background = "stdlib",
+    split: Split = "test",
+    seed: int = 0,
+    num_questions: int = 1,
+    reserve_tokens: int = 0,
+    stories: Sequence[Story] | None = None,
+    start: int = 0,
+) -> Iterator[Sample]:
+    """Generate samples whose text has exactly the asked number of tokens.
+
+    The facts before one question of a story stand in order at uniformly drawn gaps between background sentences of at
+    least 10 tokens, themselves in natural order; the last sentence is cut to reach the exact count. Stories of more
+    than one fact per 8 tokens of length are not used, nor those whose facts alone are too long. Whether a list of facts
+    belongs to training or test is a property of its text, so the two splits share no story under any seeds.
+
+    Args:
+        task: `"qa1"` ... `"qa10"`, or any of the twenty when `stories` are given.
+        length: nominal length, such as `"4k"` or 4000 tokens; 0 gives the facts only.
+        num_samples: how many samples, at least 0.
+        tokenizer: a Hugging Face tokenizer; it counts the tokens (no special tokens).
+        background: a source for `load_background`, or a background already loaded.
+        split: `"train"` or `"test"`, of stories and background.
+        seed: sample number i depends on the arguments, the seed and i only.
+        num_questions: how many questions about the text in all; those after the first stand in `Sample.questions`.
+        reserve_tokens: tokens left free for the prompt: the text has `length - reserve_tokens` tokens.
+        stories: take these stories (for example read from a bAbI file) instead of generated ones: each of their
+            questions gives one sample, in random order, until they run out.
+        start: number of the first sample, to go on where an earlier call stopped.
+
+    Yields:
+        Samples with `len(tokenizer(sample.input, add_special_tokens=False).input_ids) == length - reserve_tokens`.
+
+    Raises:
+        ConfigError: an argument is unknown or out of range, or no story fits into the length.
+        DataError: the background has no sentence that can be used.
+    """
+    check_task(task, GENERATED_TASKS if stories is None else TASKS)
+    tokens = parse_length(length)
+    for name, value in (("num_samples", num_samples), ("reserve_tokens", reserve_tokens), ("start", start)):
+        if value < 0:
+            raise ConfigError(f"expected {name} of at least 0, got {value}")
+    if num_questions < 1:
+        raise ConfigError(f"expected num_questions of at least 1, got {num_questions}")
+    if 0 < tokens <= reserve_tokens:
+        raise ConfigError(f"expected reserve_tokens below the length {tokens}, got {reserve_tokens}")
+    source = background if isinstance(background, Background) else load_background(background, split)
+    maker = _Maker(
+        task, tokens, tokens - reserve_tokens if tokens else 0, haystack_for(source, tokenizer), num_questions
+    )
+    if stories is None:
+        drawn = _generated_pairs(maker, f"{task} {tokens} {split} {seed}", split, start)
+    else:
+        drawn = _given_pairs(maker, stories, f"{task} {tokens} {split} {seed}", start)
+    return (
+        maker.make(*pair, f"{split}-{seed}-{start + i}") for i, pair in enumerate(itertools.islice(drawn, num_samples))
+    )
+
+
+Pair = tuple[Story, Question, random.Random]
+
+
+def split_of(story: Story, question: Question) -> Split:
+    """Return the split that the facts before a question belong to: a fifth of all fact lists are test."""
+    text = "\n".join(statement.text for statement in story.facts_before(question))
+    return "test" if hashlib.sha256(text.encode()).digest()[0] < TEST_SHARE * 256 else "train"
+
+
+def _generated_pairs(maker: _Maker, name: str, split: Split, start: int) -> Iterator[Pair]:
+    for number in itertools.count(start):
+        rng = random.Random(f"babilong {name} {number}")
+        for _ in range(MAX_ATTEMPTS):
+            story = random_story(maker.task, rng)
+            question = rng.choice(story.questions)
+            if split_of(story, question) == split and maker.fits(story, question):
+                yield story, question, rng
+                break
+        else:
+            raise ConfigError(
+                f"no story of {maker.task} fits into {maker.target} tokens; use a greater length or fewer reserved tokens"
+            )
+
+
+def _given_pairs(maker: _Maker, stories: Sequence[Story], name: str, start: int) -> Iterator[Pair]:
+    pairs = [(story, question) for story in stories for question in story.questions if maker.fits(story, question)]
+    if not pairs:
+        raise ConfigError(f"none of the {len(stories)} stories fits into {maker.target} tokens; use a greater length")
+    random.Random(f"babilong order {name}").shuffle(pairs)
+    for number, (story, question) in enumerate(pairs[start:], start):
+        yield story, question, random.Random(f"babilong given {name} {number}")
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Turns a story and one of its questions into a sample."""
+
+    task: str
+    length: int
+    target: int
+    haystack: Haystack
+    num_questions: int
+
+    def fits(self, story: Story, question: Question) -> bool:
+        """Tell whether the facts are few and short enough for the length."""
+        facts = story.facts_before(question)
+        if self.length == 0:
+            return True
+        return len(facts) * TOKENS_PER_FACT <= self.length and self.haystack.fact_tokens(facts) <= self.target
+
+    def make(self, story: Story, question: Question, rng: random.Random, name: str) -> Sample:
+        facts = story.facts_before(question)
+        index = {statement.line: position for position, statement in enumerate(facts)}
+        texts = [statement.text for statement in facts]
+        text, ids = self.haystack.hide(texts, self.target, rng)
+        return Sample(
+            task=self.task,
+            length=self.length,
+            input=text,
+            question=question.text,
+            target=question.answer,
+            questions=self._more_questions(story, question, rng),
+            facts=tuple(texts),
+            supporting=tuple(index[line] for line in question.supporting if line in index),
+            input_ids=ids,
+            story=name,
+        )
+
+    def _more_questions(self, story: Story, question: Question, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        if self.num_questions == 1:
+            return ()
+        told = Story(self.task, tuple(line for line in story.lines if line.line < question.line))
+        more = final_questions(self.task, told, rng, self.num_questions)
+        pairs = [(other.text, other.answer) for other in more if other.text != question.text]
+        return tuple(pairs[: self.num_questions - 1])

@@ -1,0 +1,94 @@
+"""Token ids and labels of BABILong samples in the short layout, for training and evaluation.
+
+<context>
+... Mary moved to the bathroom. ...
+</context>
+
+Question: Where is Mary?
+Answer: bathroom<eos>
+
+Question: Where is John?
+Answer: hallway<eos>
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from mnemon.data.babilong import Sample
+from mnemon.data.prompts import build_prompt
+from mnemon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+
+
+def evaluation_prompt(sample: Sample, layout: Literal["short", "official"] = "short") -> str:
+    """Return the text a model is to continue with the answer.
+
+    Args:
+        sample: the sample.
+        layout: `"short"` ends in `Answer:` (the layout of `training_example`); `"official"` is the full BABILong prompt.
+
+    Raises:
+        ConfigError: the layout is unknown.
+    """
+    if layout == "official":
+        return build_prompt(sample.task, sample.input, sample.question)
+    if layout != "short":
+        raise ConfigError(f"expected the layout 'short' or 'official', got {layout!r}")
+    bare = build_prompt(
+        sample.task, sample.input, sample.question, instruction=False, examples=False, post_prompt=False
+    )
+    return f"{bare}\nAnswer:"
+
+
+def training_example(
+    sample: Sample,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_questions: int = 1,
+    loss_on: Literal["answers", "all"] = "answers",
+) -> tuple[list[int], list[int]]:
+    """Return the token ids and labels of a sample in the short layout.
+
+    Args:
+        sample: the sample; its further `questions` follow the first one.
+        tokenizer: tokenizer with an end-of-text token.
+        max_questions: most questions to ask, at least 1.
+        loss_on: `"answers"` keeps labels on the answers and their end tokens, `"all"` on every token.
+
+    Returns:
+        `input_ids` and `labels` of equal length; labels are not shifted, ignored positions hold -100.
+
+    Raises:
+        ConfigError: an option is out of range or the tokenizer has no end-of-text token.
+    """
+    if max_questions < 1 or loss_on not in ("answers", "all"):
+        raise ConfigError(
+            f"expected max_questions >= 1 and loss_on 'answers' or 'all', got {max_questions} and {loss_on!r}"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("expected a tokenizer with an end-of-text token (eos_token), got one without")
+    ids: list[int] = []
+    labels: list[int] = []
+    for prompt, answer in _turns(sample, max_questions):
+        asked, answered = _encode(tokenizer, prompt), [*_encode(tokenizer, f" {answer}"), tokenizer.eos_token_id]
+        ids += asked + answered
+        labels += (asked if loss_on == "all" else [IGNORED] * len(asked)) + answered
+    return ids, labels
+
+
+def _turns(sample: Sample, max_questions: int) -> list[tuple[str, str]]:
+    more = sample.questions[: max_questions - 1]
+    first = (evaluation_prompt(sample), sample.target)
+    return [first, *((f"\n\nQuestion: {question}\nAnswer:", answer) for question, answer in more)]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(backend.encode(text, add_special_tokens=False).ids)
