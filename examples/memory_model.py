@@ -52,7 +52,9 @@ def main() -> None:
     uncached = tokens
     for _ in range(20):
         uncached = torch.cat([uncached, model(uncached).logits[:, -1:].argmax(-1)], dim=1)
-    print(f"generated with a cache and without: {'the same' if torch.equal(cached, uncached) else 'DIFFERENT'} 20 tokens")
+    print(
+        f"generated with a cache and without: {'the same' if torch.equal(cached, uncached) else 'DIFFERENT'} 20 tokens"
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the documents show is executed: every Python block of README and docs, and every example script."""
 
+import os
 import re
 import subprocess
 import sys
@@ -20,9 +21,11 @@ def relative(path: Path) -> str:
 
 def run_script(script: Path, folder: Path) -> str:
     """Run a script in a folder of its own and return what it prints; its warnings are errors of the test."""
+    search = os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script)],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": search},
         capture_output=True,
         text=True,
         timeout=300,

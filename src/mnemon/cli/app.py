@@ -107,8 +107,7 @@ def _report(error: Exception, debug: bool) -> int:
 def _report_usage(error: typer.TyperException) -> int:
     """Print a mistake in the command line in one line, with the place to look."""
     message = error.format_message()
-    if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked for: the help is the message
-        print(message, file=sys.stderr)
+    if not message:  # nothing was asked for, and the help has been printed
         return EXIT_USER_ERROR
     context = getattr(error, "ctx", None)
     if context is not None:
