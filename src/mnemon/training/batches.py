@@ -1,0 +1,189 @@
+"""Training batches that depend on nothing but (seed, index, stage).
+
+`BatchMaker` is the pure function; `BatchStream` calls it ahead of time, in a thread or in processes, and hands the
+batches out in order. Because no batch depends on an earlier one, a run resumes at any index without replaying. What a
+sample looks like is decided by `mnemon.data`; what is done with a batch, by the trainer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from mnemon.data.babilong import Sample, generate
+from mnemon.data.background import Background, load_background
+from mnemon.data.encoding import IGNORED, training_example
+from mnemon.training.curriculum import Curriculum
+from mnemon.training.recipe import DataSection
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class BatchMaker:
+    """Make the batch of an index: rows of one context length, tasks drawn by weight, left-padded.
+
+    Attributes:
+        data: tasks, lengths, background and questions.
+        tokenizer: a fast tokenizer with a pad token.
+        seed: of every choice here.
+        batch_tokens: most tokens of a batch, padding included (a batch has at least one row).
+        split: `train` or `test` stories and background.
+    """
+
+    data: DataSection
+    tokenizer: PreTrainedTokenizerFast
+    seed: int
+    batch_tokens: int
+    split: Literal["train", "test"] = "train"
+    _background: Background | None = field(default=None, repr=False)
+
+    def make(self, index: int, stage: int) -> Batch:
+        """Return batch `index` (from 0) of a run that has reached `stage`."""
+        rng = random.Random(f"{self.seed}/{self.split}/{index}/{stage}")
+        lengths = self.data.lengths
+        shorter = stage > 0 and rng.random() < self.data.curriculum.share_shorter
+        length = rng.choice(lengths[:stage]) if shorter else lengths[stage]
+        return self.collate(self._rows(length, rng), length)
+
+    def _rows(self, length: int, rng: random.Random) -> list[tuple[str, list[int], list[int]]]:
+        """Draw (task, ids, labels) until one more row would exceed the token budget."""
+        tasks, weights = list(self.data.tasks), list(self.data.tasks.values())
+        sources: dict[str, Iterator[Sample]] = {}
+        rows: list[tuple[str, list[int], list[int]]] = []
+        longest = 0
+        while True:
+            task = rng.choices(tasks, weights)[0]
+            if task not in sources:
+                sources[task] = self._samples(task, length, rng.getrandbits(48))
+            ids, labels = self._encode(next(sources[task]))
+            longest = max(longest, len(ids))
+            if rows and longest * (len(rows) + 1) > self.batch_tokens:
+                return rows
+            rows.append((task, ids, labels))
+
+    def _samples(self, task: str, length: int, seed: int) -> Iterator[Sample]:
+        if self._background is None:
+            self._background = load_background(self.data.background, self.split)
+        return generate(
+            task,
+            length,
+            self.batch_tokens,  # made one by one; a batch never has more rows than tokens
+            self.tokenizer,
+            background=self._background,
+            split=self.split,
+            seed=seed,
+            num_questions=self.data.questions_per_story,
+        )
+
+    def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
+        return training_example(sample, self.tokenizer, max_questions=self.data.questions_per_story)
+
+    def collate(self, rows: list[tuple[str, list[int], list[int]]], length: int) -> Batch:
+        """Stack rows, padded on the left so that the questions of all rows stand at the end.
+
+        Args:
+            rows: (task, token ids, labels) per row; labels mark answer tokens, -100 elsewhere.
+            length: context length of the rows in tokens, for the statistics.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` [B, T]; `question_ids` [answer tokens] numbers the question of every
+            answer token in row-major order; `tasks`: the task of each question; `keep`: the shortest suffix of columns
+            whose logits predict all answers; `tokens`: real tokens; `length`.
+        """
+        width = max(len(ids) for _, ids, _ in rows)
+        input_ids = torch.full((len(rows), width), self.tokenizer.pad_token_id, dtype=torch.long)
+        labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        question_ids: list[int] = []
+        tasks: list[str] = []
+        for row, (task, ids, row_labels) in enumerate(rows):
+            start = width - len(ids)
+            input_ids[row, start:] = torch.tensor(ids)
+            labels[row, start:] = torch.tensor(row_labels)
+            mask[row, start:] = 1
+            previous = IGNORED
+            for label in row_labels:
+                if label != IGNORED:
+                    if previous == IGNORED:
+                        tasks.append(task)
+                    question_ids.append(len(tasks) - 1)
+                previous = label
+        first = int((labels != IGNORED).any(dim=0).nonzero()[0])
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "question_ids": torch.tensor(question_ids),
+            "tasks": tasks,
+            "keep": width - first + 1,
+            "tokens": int(mask.sum()),
+            "length": length,
+        }
+
+
+class BatchStream:
+    """Endless batches from `start` on, made ahead; a change of stage takes effect at the very next batch."""
+
+    def __init__(self, maker: BatchMaker, curriculum: Curriculum, start: int = 0, workers: int = 0) -> None:
+        self.maker = maker
+        self.curriculum = curriculum
+        self.index = start
+        self.ahead = 2 if workers == 0 else 2 * workers
+        self._executor = _executor(maker, workers)
+        self._pending: dict[tuple[int, int], Future[Batch]] = {}
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            key = (self.index, self.curriculum.stage)
+            self._request(*key)
+            batch = self._pending.pop(key).result()
+            self.index += 1
+            yield batch
+
+    def close(self) -> None:
+        """Stop making batches."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _request(self, index: int, stage: int) -> None:
+        """Have this batch and the next ones made; drop those that were made for another stage."""
+        wanted = [(index + offset, stage) for offset in range(self.ahead + 1)]
+        for key in [key for key in self._pending if key not in wanted]:
+            self._pending.pop(key).cancel()
+        for key in wanted:
+            if key not in self._pending:
+                self._pending[key] = self._executor.submit(_make, self.maker if self._in_thread else None, *key)
+
+    @property
+    def _in_thread(self) -> bool:
+        return isinstance(self._executor, ThreadPoolExecutor)
+
+
+_worker_maker: BatchMaker | None = None
+
+
+def _executor(maker: BatchMaker, workers: int) -> Executor:
+    if workers == 0:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+    context = get_context("spawn")  # forking a process with torch's threads may hang
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_set_worker_maker, initargs=(maker,))
+
+
+def _set_worker_maker(maker: BatchMaker) -> None:
+    """Give a worker process its maker once, instead of with every batch."""
+    global _worker_maker
+    _worker_maker = maker
+    torch.set_num_threads(1)
+
+
+def _make(maker: BatchMaker | None, index: int, stage: int) -> Batch:
+    maker = maker or _worker_maker
+    assert maker is not None
+    return maker.make(index, stage)

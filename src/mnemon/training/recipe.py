@@ -1,0 +1,229 @@
+"""The typed recipe of a training run: model, tokenizer, data, optimisation, evaluation and output.
+
+A recipe is everything that decides a run's result; it is read from YAML by `mnemon.training.recipe_io` and written,
+resolved, beside the result. This module only says which keys exist, their units, defaults and bounds. Keys of the
+Hugging Face base configuration (`model.base`) are checked when the model is built (`mnemon.training.build`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from mnemon.data.babi import GENERATED_TASKS
+from mnemon.data.babilong import parse_length
+
+
+def _to_tokens(value: Any) -> Any:
+    """Return a context length in tokens from an integer or a name such as `4k`."""
+    return parse_length(value) if isinstance(value, str) else value
+
+
+def _check_tasks(tasks: Iterable[str]) -> None:
+    for task in tasks:
+        if task not in GENERATED_TASKS:
+            raise ValueError(f"unknown task {task!r}; known: {', '.join(GENERATED_TASKS)}")
+
+
+Length = Annotated[int, BeforeValidator(_to_tokens), Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all recipe sections: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class LM2Options(Section):
+    """Memory options, handed to `LM2Config` unchanged; the same names and meanings."""
+
+    num_slots: Positive = 64
+    slot_dim: Positive | None = None
+    num_memory_heads: Positive = 4
+    segment_length: Positive = 256
+    flow: Literal["depth", "layer"] = "depth"
+    memory_layers: list[int] | None = None
+    attention_span: Positive | None = None
+    attention_sinks: Annotated[int, Field(ge=0)] = 0
+    read_top_k: Positive | None = None
+    retention: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    bptt_segments: Positive | None = None
+
+
+class ModelSection(Section):
+    """The network.
+
+    Attributes:
+        kind: `lm2` grafts memories onto the base, `plain` is the base alone.
+        base: `model_type` (a Hugging Face name such as `lfm2` or `llama`) and keys of that configuration; vocabulary
+            size and special token ids come from the tokenizer.
+        lm2: memory options, only with `kind: lm2`.
+        init_from: folder of a checkpoint of the same shape whose weights and tokenizer the run starts from.
+    """
+
+    kind: Literal["lm2", "plain"]
+    base: dict[str, Any]
+    lm2: LM2Options | None = None
+    init_from: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSection:
+        if not isinstance(self.base.get("model_type"), str):
+            raise ValueError("base needs a model_type, for example model_type: lfm2")
+        if self.kind == "plain" and self.lm2 is not None:
+            raise ValueError("kind: plain takes no lm2 options; remove them or set kind: lm2")
+        if self.kind == "lm2" and self.lm2 is None:
+            raise ValueError("kind: lm2 needs an lm2 section with the memory options")
+        return self
+
+
+class TokenizerSection(Section):
+    """The tokenizer: loaded from `path`, else a byte-level BPE of `vocab_size` tokens trained on the training text."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    path: str | None = None
+    seed: int = 0
+
+
+class CurriculumSection(Section):
+    """When the context grows.
+
+    Attributes:
+        threshold: share of right answers at which a length counts as learned.
+        window: most recent questions per task over which that share is taken.
+        aggregate: `mean` over the tasks, or `min`: every task must reach the threshold.
+        share_shorter: share of batches drawn from lengths already passed.
+        start_stage: index into `data.lengths` to begin with (the shorter ones stay mixed in).
+        min_stage_tokens: a stage lasts at least this many tokens.
+        max_stage_tokens: advance after this many tokens even below the threshold (recorded); None = never.
+        stop_when_learned: end the run when the last length is learned.
+    """
+
+    threshold: Share = 0.9
+    window: Positive = 300
+    aggregate: Literal["mean", "min"] = "mean"
+    share_shorter: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    start_stage: Annotated[int, Field(ge=0)] = 0
+    min_stage_tokens: Annotated[int, Field(ge=0)] = 0
+    max_stage_tokens: Positive | None = None
+    stop_when_learned: bool = False
+
+
+class DataSection(Section):
+    """BABILong training samples, generated while the run goes.
+
+    Attributes:
+        tasks: task -> weight of its share of the samples (a list means equal weights).
+        background: `stdlib`, a folder of text files, or `hf:NAME`.
+        lengths: context lengths in tokens, growing; 0 = facts only. One stage of the curriculum each.
+        questions_per_story: most questions asked at the end of one context.
+        loss_on: `answers`, or `all` (adds the mean loss of every other token times `context_loss_weight`).
+        workers: processes that make batches; 0 = one background thread, enough for models that run on a CPU.
+    """
+
+    tasks: dict[str, Annotated[float, Field(gt=0)]]
+    background: str = "stdlib"
+    lengths: Annotated[list[Length], Field(min_length=1)]
+    curriculum: CurriculumSection = CurriculumSection()
+    questions_per_story: Positive = 4
+    loss_on: Literal["answers", "all"] = "answers"
+    context_loss_weight: Annotated[float, Field(ge=0)] = 0.1
+    workers: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _weigh(cls, tasks: Any) -> Any:
+        return {task: 1.0 for task in tasks} if isinstance(tasks, list) else tasks
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: dict[str, float]) -> dict[str, float]:
+        _check_tasks(tasks)
+        return tasks
+
+    @model_validator(mode="after")
+    def _growing(self) -> DataSection:
+        if any(later <= earlier for earlier, later in zip(self.lengths, self.lengths[1:], strict=False)):
+            raise ValueError(f"lengths must grow from stage to stage, got {self.lengths}")
+        if self.curriculum.start_stage >= len(self.lengths):
+            raise ValueError(
+                f"curriculum.start_stage must be below the number of lengths ({len(self.lengths)}), "
+                f"got {self.curriculum.start_stage}"
+            )
+        return self
+
+
+class OptimisationSection(Section):
+    """AdamW and its budget.
+
+    Attributes:
+        schedule: shape of the learning rate after `warmup_steps`: it falls to `floor` times the peak at the end of
+            `max_tokens` (of `max_minutes` where no token budget is given, which then depends on the machine's speed).
+        batch_tokens: tokens of one optimisation step, padding included; rows = batch_tokens // length.
+        max_tokens, max_minutes: the run ends at whichever comes first.
+        dtype: arithmetic of the forward pass; weights and optimiser stay float32.
+        threads: CPU threads of torch; results repeat bit for bit only for the same number. None = torch's default.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    floor: Share = 0.1
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    batch_tokens: Positive = 8192
+    max_tokens: Positive | None = None
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    gradient_accumulation: Positive = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> OptimisationSection:
+        if self.max_tokens is None and self.max_minutes is None:
+            raise ValueError("give max_tokens, max_minutes or both, else the run has no end")
+        return self
+
+
+class EvaluationSection(Section):
+    """Accuracy measured at the end on held-out samples; empty `lengths` = the trained lengths, `samples: 0` = none."""
+
+    lengths: list[Length] = []
+    tasks: list[str] = []
+    samples: Annotated[int, Field(ge=0)] = 50
+    layout: Literal["short"] = "short"
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: list[str]) -> list[str]:
+        _check_tasks(tasks)
+        return tasks
+
+
+class OutputSection(Section):
+    """Where the run is written (None = `runs/<name>`), how often it logs and saves, how many checkpoints it keeps."""
+
+    folder: str | None = None
+    log_every_steps: Positive = 25
+    save_every_steps: Positive = 500
+    keep_checkpoints: Positive = 2
+    tensorboard: bool = True
+
+
+class Recipe(Section):
+    """A whole training run. Same recipe, machine and thread count: same weights, bit for bit."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelSection
+    tokenizer: TokenizerSection = TokenizerSection()
+    data: DataSection
+    optimisation: OptimisationSection
+    evaluation: EvaluationSection = EvaluationSection()
+    output: OutputSection = OutputSection()

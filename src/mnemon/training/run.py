@@ -1,0 +1,259 @@
+"""A training run from recipe to finished folder: build, train or resume, validate, write the results.
+
+The folder holds, when the run is done: the model and tokenizer as Hugging Face writes them, `recipe.yaml` (resolved),
+`training_log.jsonl`, `summary.json`, `README.md` (model card), `checkpoints/` and `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import mnemon
+from mnemon.errors import ConfigError
+from mnemon.files import atomic_write_json, atomic_write_text, explain_disk_errors, prepare_output_folder
+from mnemon.training import checkpoints
+from mnemon.training.batches import BatchMaker, BatchStream
+from mnemon.training.build import build_model, build_tokenizer, count_parameters
+from mnemon.training.curriculum import Curriculum
+from mnemon.training.model_card import model_card
+from mnemon.training.recipe import Recipe
+from mnemon.training.recipe_io import check_recipe, load_recipe, save_recipe
+from mnemon.training.telemetry import Telemetry, TrainingLog
+from mnemon.training.trainer import AnswerTrainer, Progress
+from mnemon.training.validation import validate
+
+RECIPE_FILE, LOG_FILE, SUMMARY_FILE, CARD_FILE = "recipe.yaml", "training_log.jsonl", "summary.json", "README.md"
+_MAY_CHANGE = (
+    "optimisation.max_tokens",
+    "optimisation.max_minutes",
+    "optimisation.threads",
+    "data.workers",
+    "evaluation",
+    "output",
+)
+"""Keys a resumed run may change: they decide when and where it ends, not what it learns on the way."""
+
+
+def train(
+    recipe: Recipe,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Train a model as a recipe says.
+
+    Args:
+        recipe: checked recipe.
+        output: folder of the run; None takes the recipe's, else `runs/<name>`.
+        overwrite: replace an earlier run in that folder.
+        resume: go on from the newest whole checkpoint in that folder.
+        show_progress: draw a progress bar on stderr.
+
+    Returns:
+        The summary that is also written to `summary.json`; its `stop_reason` is `interrupted` after Ctrl-C.
+
+    Raises:
+        ConfigError: the recipe does not fit the folder, or a value is refused by the model.
+        RunError: the loss became non-finite or the disk is full; the last checkpoint is intact.
+    """
+    folder = prepare_output_folder(
+        output or recipe.output.folder or Path("runs") / recipe.name, overwrite=overwrite, resume=resume
+    )
+    set_threads(recipe.optimisation.threads)
+    checkpoint = _checkpoint_to_resume(recipe, folder) if resume else None
+    tokenizer = _run_tokenizer(recipe, folder, resume)
+    model = build_model(recipe, vocabulary_size(recipe, tokenizer), tokenizer)
+    save_recipe(recipe, folder / RECIPE_FILE)
+    trainer = _train(recipe, folder, model, tokenizer, checkpoint, show_progress)
+    summary = summarise(recipe, trainer)
+    if summary["stop_reason"] != "interrupted":
+        summary["validation"] = validate(model, tokenizer, recipe) if recipe.evaluation.samples else {}
+    write_results(folder, model, recipe, summary)
+    return summary
+
+
+def vocabulary_size(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the rows of the embedding: the recipe's number, or more if the tokenizer has more tokens."""
+    loaded = recipe.tokenizer.path or recipe.model.init_from
+    return len(tokenizer) if loaded else max(recipe.tokenizer.vocab_size, len(tokenizer))
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's CPU threads; None leaves its default."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def summarise(recipe: Recipe, trainer: AnswerTrainer) -> dict[str, Any]:
+    """Return what is worth knowing about a run as a JSON value."""
+    progress, curriculum = trainer.progress, trainer.curriculum
+    seconds = progress.elapsed()
+    return {
+        "name": recipe.name,
+        "version": mnemon.__version__,
+        "seed": recipe.seed,
+        "kind": recipe.model.kind,
+        "parameters": count_parameters(trainer.model),
+        "steps": trainer.state.global_step,
+        "tokens": progress.tokens,
+        "minutes": round(seconds / 60, 2),
+        "tokens_per_second": round(progress.tokens / max(seconds, 1e-9), 1),
+        "stop_reason": progress.stop_reason,
+        "trained_length": curriculum.length,
+        "running_accuracy": curriculum.accuracy,
+        "stages": [asdict(record) for record in curriculum.history],
+        "machine": {
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def write_results(folder: Path, model: PreTrainedModel, recipe: Recipe, summary: dict[str, Any]) -> None:
+    """Write weights, summary and model card; each file appears complete or not at all."""
+    _write_aside(folder, model.save_pretrained)
+    atomic_write_json(folder / SUMMARY_FILE, summary)
+    atomic_write_text(folder / CARD_FILE, model_card(recipe, summary))
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    checkpoint: Path | None,
+    show_progress: bool,
+) -> AnswerTrainer:
+    curriculum = Curriculum(recipe.data.lengths, list(recipe.data.tasks), recipe.data.curriculum)
+    progress = Progress(recipe.optimisation)
+    step = _restore(checkpoint, curriculum, progress)
+    options = recipe.optimisation
+    maker = BatchMaker(recipe.data, tokenizer, recipe.seed, options.batch_tokens // options.gradient_accumulation)
+    stream = BatchStream(maker, curriculum, step * options.gradient_accumulation, recipe.data.workers)
+    trainer = AnswerTrainer(model, recipe, folder, stream, curriculum, progress)
+    log = TrainingLog(folder / LOG_FILE, step)
+    telemetry = Telemetry(trainer, log, folder / "tensorboard" if recipe.output.tensorboard else None, show_progress)
+    trainer.add_callback(telemetry)
+    try:
+        if checkpoint is not None and progress.exhausted():
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state.global_step, progress.stop_reason = step, progress.exhausted()
+        else:
+            with _stop_on_signal(telemetry):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        telemetry.close()
+        stream.close()
+    return trainer
+
+
+def _restore(checkpoint: Path | None, curriculum: Curriculum, progress: Progress) -> int:
+    """Put curriculum and counters where the checkpoint left them; return the steps done."""
+    if checkpoint is None:
+        return 0
+    state = checkpoints.read_run_state(checkpoint)
+    curriculum.restore(state["curriculum"])
+    progress.tokens, progress.seconds = state["tokens"], state["seconds"]
+    return int(state["step"])
+
+
+def _checkpoint_to_resume(recipe: Recipe, folder: Path) -> Path:
+    """Return the checkpoint to go on from after making sure that it belongs to this recipe."""
+    if not (folder / RECIPE_FILE).is_file():
+        raise ConfigError(f"{folder} holds no {RECIPE_FILE}, so no run to resume; start again with --overwrite")
+    earlier = load_recipe(folder / RECIPE_FILE)
+    for key, now in _flat(recipe.model_dump(mode="json")).items():
+        before = _flat(earlier.model_dump(mode="json")).get(key)
+        if now != before and not key.startswith(_MAY_CHANGE):
+            raise ConfigError(f"cannot resume with another {key}: the run has {before!r}, the recipe says {now!r}")
+    return checkpoints.newest_whole(folder / "checkpoints")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested dictionary as dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    pairs: dict[str, Any] = {}
+    for key, inner in value.items():
+        pairs.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return pairs
+
+
+def _run_tokenizer(recipe: Recipe, folder: Path, resume: bool) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the run: the folder's own when resuming, else the recipe's, written to the folder."""
+    if resume:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = build_tokenizer(recipe)
+    _write_aside(folder, tokenizer.save_pretrained)
+    return tokenizer
+
+
+def _write_aside(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary folder, then move its files into place one by one."""
+    aside = folder / ".writing"
+    with explain_disk_errors(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            write(aside)
+            for path in aside.iterdir():
+                os.replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _stop_on_signal(telemetry: Telemetry) -> Iterator[None]:
+    """Turn the first Ctrl-C or termination into a clean stop at the end of the step; a second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if telemetry.interrupted:
+            raise KeyboardInterrupt
+        telemetry.interrupted = True
+
+    earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """Return what a run would be without running it: resolved recipe and parameter counts.
+
+    Args:
+        recipe: checked recipe.
+
+    Returns:
+        `recipe` and `parameters`; the vocabulary is taken from the recipe, no tokenizer is trained.
+    """
+    tokenizer = build_tokenizer(recipe) if recipe.tokenizer.path or recipe.model.init_from else None
+    size = recipe.tokenizer.vocab_size if tokenizer is None else len(tokenizer)
+    model = build_model(recipe, size, tokenizer)
+    return {"recipe": recipe.model_dump(mode="json"), "parameters": count_parameters(model)}
+
+
+__all__ = ["check_recipe", "plan", "summarise", "train", "write_results"]
