@@ -2,3 +2,7 @@
 
 Nothing here imports torch; batching and collation belong to `mnemon.training` and `mnemon.evaluation`.
 """
+
+from mnemon.data import babi, babilong
+
+__all__ = ["babi", "babilong"]
