@@ -12,7 +12,7 @@ from mnemon.errors import ConfigError, DataError
 from mnemon.files import read_text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def generate(
@@ -92,7 +92,7 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 
 
 def _continue(
-    model: "PreTrainedModel",
+    model: Any,  # a PreTrainedModel that generates, a combination the library's types do not express
     tokenizer: "PreTrainedTokenizerBase",
     prompt: str,
     settings: dict[str, Any],
