@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from mnemon.data.encoding import evaluation_prompt
 from mnemon.errors import ConfigError, DataError
 from mnemon.evaluation.controls import ModelSpec, describe_model
 from mnemon.evaluation.generation import DEFAULT_MAX_BATCH_TOKENS, generate_answers
 from mnemon.evaluation.results import (
+    LAYOUTS,
     BabilongResult,
     Cell,
     EvaluationSettings,
@@ -28,7 +30,6 @@ from mnemon.evaluation.samples import (
     SampleSource,
     check_lengths,
     check_tasks,
-    prompt_builder,
     sample_digest,
     slug,
     text_digest,
@@ -96,6 +97,8 @@ def evaluate_babilong(
     """
     if num_samples < 1:
         raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
+    if layout not in LAYOUTS:
+        raise ConfigError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     settings = EvaluationSettings(
         tasks=check_tasks(tasks),
         lengths=check_lengths(lengths),
@@ -107,7 +110,6 @@ def evaluate_babilong(
         layout=layout,
         max_new_tokens=max_new_tokens,
     )
-    build_prompt = prompt_builder(layout)
     spec = ModelSpec(label, model, tokenizer, dict(generate_kwargs or {}), source, dict(training or {}))
     info = describe_model(spec)
     if samples is None:
@@ -123,12 +125,11 @@ def evaluate_babilong(
                 cell = _answer_cell(
                     spec,
                     samples,
-                    build_prompt,
+                    settings,
                     task,
                     length,
                     batch_size=batch_size,
                     max_batch_tokens=max_batch_tokens,
-                    max_new_tokens=max_new_tokens,
                     progress=progress,
                 )
                 store.write(cell)
@@ -141,26 +142,25 @@ def evaluate_babilong(
 def _answer_cell(
     spec: ModelSpec,
     source: SampleSource,
-    build_prompt: Callable[[str, Any], str],
+    settings: EvaluationSettings,
     task: str,
     length: str,
     *,
     batch_size: int | None,
     max_batch_tokens: int,
-    max_new_tokens: int,
     progress: Progress | None,
 ) -> Cell:
     samples = source.cell(task, length)
     if not samples:
         raise DataError(f"there is no sample for {task} at {length}")
-    prompts = [build_prompt(task, sample) for sample in samples]
+    prompts = [evaluation_prompt(sample, settings.layout) for sample in samples]
     answers = generate_answers(
         spec.model,
         spec.tokenizer,
         prompts,
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=settings.max_new_tokens,
         generate_kwargs=spec.generate_kwargs,
         on_batch=None if progress is None else lambda count: progress(task, length, count),
     )

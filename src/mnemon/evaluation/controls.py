@@ -133,7 +133,7 @@ def _inequalities(models: Sequence[tuple[str, ModelInfo]]) -> list[str]:
     if max(sizes.values()) > (1 + _EQUAL_PARAMETERS) * min(sizes.values()):
         listing = ", ".join(f"{label} {size:,}" for label, size in sizes.items())
         notes.append(f"The models differ in size by more than {_EQUAL_PARAMETERS:.0%}: {listing} parameters.")
-    for key, name in (("tokens", "tokens seen in training"), ("max_length", "longest training length")):
+    for key, name in (("tokens", "tokens seen in training"), ("trained_length", "longest training length")):
         values = {label: info.training.get(key) for label, info in models}
         known = {value for value in values.values() if value is not None}
         if len(known) > 1:

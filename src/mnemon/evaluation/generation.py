@@ -1,7 +1,7 @@
 """Batched, cached, greedy answers from any Hugging Face causal language model.
 
-One prefill over [B, T] left-padded prompts and a few decoding steps, through the model's own `generate`, so that LM2 and
-plain models take exactly the same path. Batches are formed by a token budget: attention masks of padded rows cost
+One prefill over [B, T] left-padded prompts and a few decoding steps, through the model's own `generate`, so that LM2
+and plain models take exactly the same path. Batches are formed by a token budget: attention masks of padded rows cost
 B x T x T, which is what runs out first at long lengths.
 """
 
@@ -103,11 +103,11 @@ def plan_batches(lengths: Sequence[int], *, batch_size: int | None, max_batch_to
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and len(batches[-1]) < (batch_size or len(lengths)):
-            if lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_batch_tokens:
-                batches[-1].append(index)
-                continue
-        batches.append([index])
+        grown = len(batches[-1]) + 1 if batches else 0
+        if batches and grown <= (batch_size or grown) and lengths[batches[-1][0]] * grown <= max_batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
     return batches
 
 

@@ -45,7 +45,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), "--", ":")
 _INK, _SOFT, _GRID = "#222222", "#666666", "#dddddd"
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
@@ -93,14 +93,16 @@ def plot_accuracy_over_length(comparison: Comparison) -> Plot:
         figure = Figure(figsize=(7.6, 4.8), layout="constrained")
         axes = figure.add_subplot()
         _draw_lines(axes, comparison, None)
-        _draw_level(axes, comparison.majority_level(), label=True)
+        level = comparison.majority_level()
+        _draw_level(axes, level)
         _dress(axes, comparison)
-        axes.set_xlabel("context length (tokens, equal steps: factor 2)")
+        guess = "" if level is None else f"dotted grey: always the most frequent answer ({100 * level:.0f} %)"
+        axes.set_xlabel("context length (tokens)")
         axes.set_ylabel("accuracy, %")
-        _legend(figure, axes, len(comparison.labels))
+        figure.supxlabel(guess, fontsize=8.5, color=_SOFT)
         tasks = comparison.settings.tasks
         name = "mean over " + ", ".join(tasks) if len(tasks) > 1 else f"{tasks[0]}"
-        figure.suptitle(f"BABILong accuracy over length, {name}", fontsize=12, fontweight="bold")
+        _legend(figure, axes, f"BABILong accuracy over length, {name}")
         return _finish(figure, "accuracy_over_length", "Accuracy over context length")
 
 
@@ -114,7 +116,7 @@ def plot_tasks(comparison: Comparison) -> Plot:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, task in zip(grid.flat, tasks, strict=False):
             _draw_lines(axes, comparison, task, small=True)
-            _draw_level(axes, MAJORITY_LEVEL.get(task), label=False)
+            _draw_level(axes, MAJORITY_LEVEL.get(task))
             _dress(axes, comparison)
             axes.set_title(f"{task}  {TASK_NAMES.get(task, '')}", loc="left", color=_INK)
         for axes in list(grid.flat)[len(tasks) :]:
@@ -123,7 +125,7 @@ def plot_tasks(comparison: Comparison) -> Plot:
         figure.supxlabel(
             "context length (tokens); dotted grey: always the most frequent answer", fontsize=9, color=_SOFT
         )
-        _legend(figure, grid.flat[0], len(comparison.labels))
+        _legend(figure, grid.flat[0], "BABILong accuracy over length, task by task")
         return _finish(figure, "accuracy_by_task", "Accuracy over context length for every task")
 
 
@@ -139,8 +141,7 @@ def plot_capabilities(comparison: Comparison) -> Plot:
         figure = Figure(figsize=(6.4, 6.2) if radar else (6.4, 4.4), layout="constrained")
         draw = _draw_radar if radar else _draw_bars
         axes = draw(figure, comparison, groups)
-        figure.suptitle(f"Capability groups, mean over {_lengths(comparison)}", fontsize=12, fontweight="bold")
-        _legend(figure, axes, len(comparison.labels))
+        _legend(figure, axes, f"Capability groups, mean over {_lengths(comparison)}")
         if absent:
             figure.supxlabel(f"not evaluated: {', '.join(absent)}", fontsize=8.5, color=_SOFT)
         return _finish(figure, "capabilities", "Capability groups of the LM2 paper's figure 3")
@@ -179,22 +180,9 @@ def _draw_lines(axes: Any, comparison: Comparison, task: str | None, *, small: b
         )
 
 
-def _draw_level(axes: Any, level: float | None, *, label: bool) -> None:
-    if level is None:
-        return
-    axes.axhline(100 * level, color=_SOFT, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
-    if label:
-        text = f"always the most frequent answer: {100 * level:.0f} %"
-        axes.annotate(
-            text,
-            xy=(0.0, 100 * level),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, -4),
-            textcoords="offset points",
-            va="top",
-            fontsize=8,
-            color=_SOFT,
-        )
+def _draw_level(axes: Any, level: float | None) -> None:
+    if level is not None:
+        axes.axhline(100 * level, color=_SOFT, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
 
 
 def _dress(axes: Any, comparison: Comparison) -> None:
@@ -261,16 +249,19 @@ def _draw_bars(figure: Any, comparison: Comparison, groups: dict[str, tuple[str,
     return axes
 
 
-def _legend(figure: Any, axes: Any, num_labels: int) -> None:
+def _legend(figure: Any, axes: Any, title: str) -> None:
+    """Put title and legend above the axes, in one block so that neither covers the other."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
+        title=title,
+        title_fontproperties={"size": 12, "weight": "bold"},
         loc="outside upper center",
-        ncols=min(num_labels, 4),
+        ncols=min(len(labels), 4),
         frameon=False,
         fontsize=9,
-        handlelength=3.2,
+        handlelength=4,
     )
 
 

@@ -14,6 +14,7 @@ from mnemon.evaluation.statistics import Interval, wilson_interval
 
 Layout = Literal["short", "official"]
 Rule = Literal["exact", "official"]
+LAYOUTS: tuple[Layout, ...] = ("short", "official")
 T = TypeVar("T")
 
 
@@ -201,9 +202,10 @@ def parse_json(text: str, name: str) -> Mapping[str, Any]:
 
 
 def _mapping(value: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
-    if not isinstance(value.get(key), dict):
+    inner = value.get(key)
+    if not isinstance(inner, dict):
         raise DataError(f"{name}: expected an object under {key!r}")
-    return value[key]
+    return inner
 
 
 def _build(kind: type[T], value: Mapping[str, Any], name: str) -> T:

@@ -7,13 +7,13 @@ A source gives the samples of one task and length, again and again the same. Sam
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from mnemon.data import babilong
+from mnemon.data.babilong import Sample
 from mnemon.errors import ConfigError
-from mnemon.evaluation.results import Layout
 from mnemon.evaluation.scoring import TASK_LABELS
 
 OFFICIAL_RESERVE = 300
@@ -23,29 +23,10 @@ _CACHE_CHARACTERS = 256_000_000
 """Samples kept in memory between models; beyond that they are made again (1M-token samples are 4 MB each)."""
 
 
-class SampleLike(Protocol):
-    """What a sample must offer: the text to read, the question, the right answer."""
-
-    @property
-    def input(self) -> str:
-        """Facts hidden in background text."""
-        ...
-
-    @property
-    def question(self) -> str:
-        """Question about the facts."""
-        ...
-
-    @property
-    def target(self) -> str:
-        """Right answer; several items are separated by commas."""
-        ...
-
-
 class SampleSource(Protocol):
     """Gives the samples of one task and length; the same ones every time it is asked."""
 
-    def cell(self, task: str, length: str) -> Sequence[SampleLike]:
+    def cell(self, task: str, length: str) -> Sequence[Sample]:
         """Give the samples of one task and length."""
         ...
 
@@ -71,10 +52,10 @@ class GeneratedSamples:
     seed: int = 0
     reserve_tokens: int = 0
     stories: Mapping[str, Sequence[Any]] | None = None
-    _kept: dict[tuple[str, str], Sequence[SampleLike]] = field(default_factory=dict, repr=False)
+    _kept: dict[tuple[str, str], Sequence[Sample]] = field(default_factory=dict, repr=False)
     _kept_characters: int = field(default=0, repr=False)
 
-    def cell(self, task: str, length: str) -> Sequence[SampleLike]:
+    def cell(self, task: str, length: str) -> Sequence[Sample]:
         """Make (or recall) the samples of one task and length."""
         if (task, length) not in self._kept:
             samples = self._make(task, length)
@@ -84,7 +65,7 @@ class GeneratedSamples:
             self._kept[task, length] = samples
         return self._kept[task, length]
 
-    def _make(self, task: str, length: str) -> Sequence[SampleLike]:
+    def _make(self, task: str, length: str) -> Sequence[Sample]:
         number = parse_length(length)
         options: dict[str, Any] = {"background": self.background, "split": self.split, "seed": self.seed}
         if self.stories is not None:
@@ -106,10 +87,18 @@ class FixedSamples:
         num_samples: use only the first so many of each cell; None for all.
     """
 
-    cells: Mapping[tuple[str, str], Sequence[SampleLike]]
+    cells: Mapping[tuple[str, str], Sequence[Sample]]
     num_samples: int | None = None
 
-    def cell(self, task: str, length: str) -> Sequence[SampleLike]:
+    def tasks(self) -> list[str]:
+        """Give the tasks there are samples for."""
+        return sorted({task for task, _ in self.cells})
+
+    def lengths(self) -> list[str]:
+        """Give the lengths there are samples for."""
+        return sorted({length for _, length in self.cells})
+
+    def cell(self, task: str, length: str) -> Sequence[Sample]:
         """Look the samples of one task and length up."""
         if (task, length) not in self.cells:
             known = ", ".join(f"{a} at {b}" for a, b in sorted(self.cells)) or "nothing"
@@ -150,28 +139,7 @@ def parse_length(length: str) -> int:
     return int(babilong.parse_length(length))
 
 
-def prompt_builder(layout: Layout) -> Callable[[str, SampleLike], str]:
-    """Give the function (task, sample) -> prompt of a layout.
-
-    "official" is the benchmark's prompt with instruction, examples and answer form. "short" is only context and
-    question, then "Answer:", for models that were trained to continue with the bare answer.
-
-    Raises:
-        ConfigError: if the layout is unknown.
-    """
-    if layout == "official":
-        return lambda task, sample: babilong.build_prompt(task, sample.input, sample.question)
-    if layout == "short":
-        return lambda task, sample: (
-            babilong.build_prompt(
-                task, sample.input, sample.question, instruction=False, examples=False, post_prompt=False
-            )
-            + "\nAnswer:"
-        )
-    raise ConfigError(f"unknown layout {layout!r}; expected 'short' or 'official'")
-
-
-def sample_digest(sample: SampleLike) -> str:
+def sample_digest(sample: Sample) -> str:
     """Identify a sample by its content, whatever layout it is shown in."""
     return text_digest("\0".join((sample.input, sample.question, sample.target)))
 

@@ -11,9 +11,30 @@ from rich import box
 from rich.table import Table
 
 from mnemon.evaluation.comparison import SIGNIFICANCE, Comparison, PairwiseTest
+from mnemon.evaluation.results import Rule
 from mnemon.evaluation.statistics import Interval
 
-RULE_NAMES = {"exact": "exact words", "official": "the benchmark's substring rule"}
+NAME_COLUMNS = 2
+RULE_NAMES: dict[Rule, str] = {"exact": "exact words", "official": "the benchmark's substring rule"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text, for Markdown and HTML alike; two stars around a text mean bold.
+
+    Attributes:
+        head: column names; the first two columns are names, the others numbers.
+        lines: one tuple of texts per line.
+    """
+
+    head: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """Write the table as Markdown, numbers aligned to the right."""
+        rule = ["---" if index < NAME_COLUMNS else "---:" for index in range(len(self.head))]
+        rows = [self.head, rule, *([text.replace("|", "\\|") for text in line] for line in self.lines)]
+        return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 @dataclass(frozen=True)
@@ -87,51 +108,48 @@ def rich_table(comparison: Comparison) -> Table:
     return table
 
 
-def markdown_table(comparison: Comparison) -> str:
-    """Write the accuracy table as Markdown, every number with its interval."""
-    head = ["length", "model", *comparison.settings.tasks, "mean"]
+def accuracy_grid(comparison: Comparison) -> Grid:
+    """Arrange the accuracy table, every number with its interval."""
     lines = []
     for row in table_rows(comparison):
-        texts = [f"**{cell.text()}**" if cell.best else cell.text() for cell in row.cells]
-        lines.append([row.length, row.label, *texts])
-    return markdown(head, lines, right_from=2)
+        texts = [_strong(cell.text()) if cell.best else cell.text() for cell in row.cells]
+        lines.append((row.length, row.label, *texts))
+    return Grid(("length", "model", *comparison.settings.tasks, "mean"), tuple(lines))
 
 
-def markdown_models(comparison: Comparison) -> str:
-    """Write one line per model: role, parameters, share of the memory, training, speed."""
-    head = ["model", "role", "parameters", "of them memory", "training tokens", "longest training length", "tokens/s"]
+def model_grid(comparison: Comparison) -> Grid:
+    """Arrange one line per model: role, parameters, share of the memory, training, speed."""
     lines = []
     for result in comparison.results:
         info = result.model
         seconds = sum(cell.seconds for cell in result.cells)
         tokens = sum(cell.prompt_tokens + cell.new_tokens for cell in result.cells)
         speed = f"{tokens / seconds:,.0f}" if seconds else "–"
-        trained = [_count(info.training.get(key)) for key in ("tokens", "max_length")]
-        numbers = [f"{info.num_parameters:,}", f"{info.num_memory_parameters:,}", *trained, speed]
-        lines.append([result.label, info.role.replace("_", " "), *numbers])
-    return markdown(head, lines, right_from=2)
+        trained = [_count(info.training.get(key)) for key in ("tokens", "trained_length", "seed")]
+        sizes = [f"{info.num_parameters:,}", f"{info.num_memory_parameters:,}"]
+        lines.append((result.label, info.role.replace("_", " "), *sizes, *trained, speed))
+    head = ("model", "role", "parameters", "of them memory", "training tokens", "trained length", "training seed")
+    return Grid((*head, "read, tokens/s"), tuple(lines))
 
 
-def markdown_tests(comparison: Comparison) -> str:
-    """Write the paired tests over all tasks together, one line per length and pair of models."""
-    head = ["length", "models", "difference (points)", "only first right", "only second right", "p", "p (Holm)"]
-    lines = [_test_line(test) for test in comparison.tests if test.task is None]
-    return markdown(head, lines, right_from=2)
+def test_grid(comparison: Comparison) -> Grid:
+    """Arrange the paired tests over all tasks together, one line per length and pair of models."""
+    head = ("length", "models", "difference (points)", "only first right", "only second right", "p", "p (Holm)")
+    return Grid(head, tuple(_test_line(test) for test in comparison.tests if test.task is None))
 
 
-def other_rule_table(comparison: Comparison) -> str:
-    """Write mean accuracies by both scoring rules side by side, since published numbers use the official one."""
-    rules = ("exact", "official")
-    by_rule = {rule: Comparison(comparison.results, rule) for rule in rules}  # type: ignore[arg-type]
-    head = ["model", "rule", *comparison.settings.lengths]
+def rules_grid(comparison: Comparison) -> Grid:
+    """Arrange mean accuracies by both scoring rules side by side, since published numbers use the official one."""
+    rules: tuple[Rule, Rule] = ("exact", "official")
+    by_rule = {rule: Comparison(comparison.results, rule) for rule in rules}
     lines = []
     for label in comparison.labels:
         for rule in rules:
             means = [
                 f"{100 * by_rule[rule].accuracy(label, length).mean:.1f}" for length in comparison.settings.lengths
             ]
-            lines.append([label, RULE_NAMES[rule], *means])
-    return markdown(head, lines, right_from=2)
+            lines.append((label, RULE_NAMES[rule], *means))
+    return Grid(("model", "rule", *comparison.settings.lengths), tuple(lines))
 
 
 def title(comparison: Comparison) -> str:
@@ -150,39 +168,32 @@ def caption(comparison: Comparison) -> str:
     return text if level is None else f"{text} Always the most frequent answer: {100 * level:.0f} % on average."
 
 
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], *, right_from: int) -> str:
-    """Write a Markdown table whose columns from `right_from` on are aligned to the right."""
-    rule = ["---" if index < right_from else "---:" for index in range(len(head))]
-    rows = [head, rule, *([_protect(text) for text in line] for line in lines)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
 def p_text(p_value: float) -> str:
     """Write a p value with as many digits as it deserves."""
     return "< 0.0001" if p_value < 0.0001 else f"{p_value:.4f}" if p_value < 0.01 else f"{p_value:.2f}"
 
 
-def _test_line(test: PairwiseTest) -> list[str]:
+def _test_line(test: PairwiseTest) -> tuple[str, ...]:
     change = test.result.difference
     low, mean, high = (f"{100 * value:+.1f}" for value in (change.low, change.mean, change.high))
     corrected = p_text(test.corrected_p)
-    return [
+    return (
         test.length,
         f"{test.first} − {test.second}",
         f"{mean} [{low}, {high}]",
         str(test.result.only_first),
         str(test.result.only_second),
         p_text(test.result.p_value),
-        f"**{corrected}**" if test.corrected_p < SIGNIFICANCE else corrected,
-    ]
+        _strong(corrected) if test.corrected_p < SIGNIFICANCE else corrected,
+    )
+
+
+def _strong(text: str) -> str:
+    return f"**{text}**"
 
 
 def _count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else "–" if value is None else str(value)
-
-
-def _protect(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _escape(texts: Sequence[str]) -> list[str]:

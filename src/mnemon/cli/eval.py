@@ -1,0 +1,305 @@
+"""`mnemon eval`: accuracy of one or more models on BABILong, with controls, intervals and paired tests."""
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mnemon.cli.options import JsonOption, OverwriteOption, ResumeOption, SeedOption
+from mnemon.errors import ConfigError
+from mnemon.files import prepare_output_folder
+
+if TYPE_CHECKING:
+    from mnemon.evaluation.controls import ModelSpec
+    from mnemon.evaluation.results import Layout
+    from mnemon.evaluation.run import EvaluationRun
+    from mnemon.evaluation.samples import FixedSamples
+    from mnemon.evaluation.suite import SuiteOptions, SuiteProgress
+
+_DEFAULT_LENGTHS = "0k,1k,2k,4k,8k,16k"
+_DEFAULT_TASKS = "qa1,qa2,qa3,qa4,qa5,qa6,qa7,qa8,qa9,qa10"
+_REAL_DATA = "MNEMON_REAL_DATA"
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[LABEL=]MODEL...",
+            help="Local folders, names of checkpoints that ship with mnemon, or Hugging Face hub names.",
+            show_default=False,
+        ),
+    ],
+    suite: Annotated[str, typer.Option(help="What to measure; only babilong so far.")] = "babilong",
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks, separated by commas.  [default: what the first model was trained on, else qa1-qa10]"),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(help=f"Context lengths in tokens, separated by commas.  [default: {_DEFAULT_LENGTHS}]"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples per task and length.")] = 100,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use at most this many samples per task and length, for a quick look.")
+    ] = None,
+    seed: SeedOption = 0,
+    background: Annotated[
+        str, typer.Option(help="Text that hides the facts: stdlib, a folder of .txt files, or hf:NAME.")
+    ] = "stdlib",
+    babi: Annotated[
+        Path | None,
+        typer.Option(help="Folder of bAbI files qaN_*_test.txt[.gz]: hide these stories, not generated ones."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Published samples: a file qaN/LENGTH.json or a folder of them; repeatable."),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Prompt: short or official.  [default: what the first model was trained for, else official]"),
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Add every LM2 once more with its memory knocked out.")
+    ] = True,
+    batch_size: Annotated[
+        str, typer.Option(help="Prompts per call: a number, or auto for what fits into --max-batch-tokens.")
+    ] = "auto",
+    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Most prompt tokens per call, with padding.")] = 16384,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 20,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the results.  [default: runs/eval/<first model>]")
+    ] = None,
+    json_output: JsonOption = False,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+) -> None:
+    """Measure models on BABILong: `mnemon eval babilong-tiny-lm2 babilong-tiny-plain --lengths 0k,4k`.
+
+    All models answer the same questions. The folder gets results.json, predictions.jsonl, table.md, figures and
+    report.html.
+    """
+    if suite != "babilong":
+        raise ConfigError(f"unknown suite {suite!r}; only babilong is there")
+    names = [_split_label(name) for name in models]
+    num_samples = samples if limit is None else min(samples, limit)
+    fixed = _published(data, babi, num_samples)
+    options = _options(
+        names[0][1],
+        tasks=tasks,
+        lengths=lengths,
+        num_samples=num_samples,
+        seed=seed,
+        background=background,
+        babi=babi,
+        layout=layout,
+        controls=controls,
+        batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
+        max_new_tokens=max_new_tokens,
+        fixed=fixed,
+    )
+    specs = [_load(label, name, _pick_device(device)) for label, name in names]
+    folder = prepare_output_folder(output or Path("runs") / "eval" / _file_name(specs[0].label), overwrite, resume)
+    run = _run(specs, options, fixed, folder, show_progress=not json_output)
+    _print_run(run, folder, json_output)
+
+
+def _options(
+    first_model: str,
+    *,
+    tasks: str | None,
+    lengths: str | None,
+    layout: str | None,
+    background: str,
+    babi: Path | None,
+    batch_size: str,
+    fixed: "FixedSamples | None",
+    **others: Any,
+) -> "SuiteOptions":
+    """Check the options that need no model, and fill in what the first model was trained for."""
+    from mnemon.evaluation.checkpoints import trained_layout, trained_tasks
+    from mnemon.evaluation.samples import check_lengths, check_tasks
+    from mnemon.evaluation.suite import SuiteOptions, read_test_stories
+    from mnemon.models.loading import resolve
+
+    folder = resolve(first_model)
+    known_tasks = trained_tasks(folder) or _DEFAULT_TASKS.split(",")
+    known_lengths = _DEFAULT_LENGTHS.split(",")
+    names: dict[str, Any] = {"background_name": _portable(background)}
+    if fixed is not None:
+        known_tasks, known_lengths = fixed.tasks(), fixed.lengths()
+        names |= {"background_name": "as published", "stories_name": "as published"}
+    chosen = check_tasks(known_tasks if tasks is None else _words(tasks))
+    if babi is not None:
+        others["stories"] = read_test_stories(babi, chosen)
+        names["stories_name"] = _portable(str(babi))
+    return SuiteOptions(
+        tasks=chosen,
+        lengths=check_lengths(known_lengths if lengths is None else _words(lengths)),
+        layout=trained_layout(folder) if layout is None else _check_layout(layout),
+        background=background,
+        batch_size=_parse_batch_size(batch_size),
+        **names,
+        **others,
+    )
+
+
+def _published(data: list[Path] | None, babi: Path | None, num_samples: int) -> "FixedSamples | None":
+    if not data:
+        return None
+    if babi is not None:
+        raise ConfigError("--data and --babi exclude each other; give one of them")
+    from mnemon.evaluation.suite import read_published
+
+    return read_published(data, num_samples)
+
+
+def _load(label: str | None, name: str, device: str) -> "ModelSpec":
+    from transformers.utils import logging
+
+    from mnemon.evaluation.checkpoints import training_facts
+    from mnemon.evaluation.controls import ModelSpec
+    from mnemon.models.loading import load_model, resolve
+
+    # Loading bars and kernel advice would drown what this command has to say.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    model, tokenizer = load_model(name, device=device)
+    return ModelSpec(
+        label or Path(name).name, model, tokenizer, source=_portable(name), training=training_facts(resolve(name))
+    )
+
+
+def _run(
+    specs: "list[ModelSpec]", options: "SuiteOptions", fixed: "FixedSamples | None", folder: Path, show_progress: bool
+) -> "EvaluationRun":
+    """Evaluate and write everything; an interruption leaves the finished cells for --resume."""
+    from mnemon.evaluation.run import write_run
+    from mnemon.evaluation.suite import evaluate_models, number_of_questions
+
+    try:
+        with _progress_bar(show_progress, number_of_questions(specs, options)) as progress:
+            run = evaluate_models(
+                specs,
+                options,
+                samples=fixed,
+                cells_folder=folder / "cells",
+                command=_command_line(sys.argv),
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print(f"{folder}: finished cells are kept; go on with --resume", file=sys.stderr)
+        raise
+    write_run(folder, run)
+    return run
+
+
+def _print_run(run: "EvaluationRun", folder: Path, as_json: bool) -> None:
+    from rich.console import Console
+
+    from mnemon.evaluation.run import summary
+    from mnemon.evaluation.tables import rich_table
+
+    comparison = run.comparison
+    if as_json:
+        print(json.dumps({"output": str(folder), **summary(run, comparison)}, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(rich_table(comparison))
+    for note in comparison.notes():
+        console.print(note, style="dim")
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@contextmanager
+def _progress_bar(show: bool, total: int) -> "Iterator[SuiteProgress | None]":
+    """Show on standard error which model, task and length is at work, and how many questions are done."""
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} questions"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task("making samples", total=total)
+
+        def report(label: str, task: str, length: str, count: int) -> None:
+            bar.update(line, description=f"{label}  {task} at {length}", advance=count)
+
+        yield report
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _split_label(argument: str) -> tuple[str | None, str]:
+    label, equals, name = argument.partition("=")
+    if equals and label.strip() and name and "/" not in label:
+        return label.strip(), name
+    return None, argument
+
+
+def _check_layout(layout: str) -> "Layout":
+    from mnemon.evaluation.results import LAYOUTS
+
+    for known in LAYOUTS:
+        if layout == known:
+            return known
+    raise ConfigError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
+
+
+def _parse_batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--batch-size must be auto or a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _pick_device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: this machine has no CUDA device; use cpu or auto")
+    return name
+
+
+def _command_line(argv: list[str]) -> str:
+    """Write the command so that it can be given again elsewhere: program by name, real data by variable."""
+    return " ".join(["mnemon", *(_quote(_portable(word)) for word in argv[1:])])
+
+
+def _quote(word: str) -> str:
+    return f'"{word}"' if word.startswith(f"${_REAL_DATA}") else shlex.quote(word)
+
+
+def _portable(path: str) -> str:
+    """Replace the folder of the real data, if it is named by the environment, by the variable's name."""
+    folder = os.environ.get(_REAL_DATA, "").rstrip("/")
+    return path.replace(folder, f"${_REAL_DATA}", 1) if folder and path.startswith(folder) else path
+
+
+def _file_name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.") or "model"

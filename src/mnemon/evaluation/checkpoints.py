@@ -1,0 +1,67 @@
+"""What a checkpoint folder says about its own training, read from the files that `mnemon train` leaves beside it.
+
+Models from elsewhere have none of these files; then nothing is known and nothing is claimed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mnemon.errors import DataError
+from mnemon.evaluation.results import LAYOUTS, Layout
+from mnemon.files import read_text
+
+RECIPE = "recipe.yaml"
+_FACTS = ("name", "seed", "tokens", "steps", "trained_length", "version")
+
+
+def training_facts(folder: str | Path) -> dict[str, Any]:
+    """Read tokens seen, longest trained length, seed and steps from `summary.json`; empty if there is none.
+
+    Raises:
+        DataError: if the file is there but cannot be read.
+    """
+    path = Path(folder) / "summary.json"
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    return {key: summary[key] for key in _FACTS if summary.get(key) is not None}
+
+
+def trained_layout(folder: str | Path) -> Layout:
+    """Give the prompt layout a model was trained for: `evaluation.layout` of its recipe, else "official".
+
+    Raises:
+        DataError: if the recipe is there but cannot be read, or names an unknown layout.
+    """
+    wanted = _section(folder, "evaluation").get("layout", "official")
+    for layout in LAYOUTS:
+        if wanted == layout:
+            return layout
+    raise DataError(f"{Path(folder) / RECIPE}: evaluation.layout must be one of {', '.join(LAYOUTS)}, got {wanted!r}")
+
+
+def trained_tasks(folder: str | Path) -> list[str]:
+    """Give the tasks a model was trained on, from `data.tasks` of its recipe; empty if nothing is known.
+
+    Raises:
+        DataError: if the recipe is there but cannot be read.
+    """
+    return [str(task) for task in _section(folder, "data").get("tasks", ())]
+
+
+def _section(folder: str | Path, name: str) -> dict[str, Any]:
+    path = Path(folder) / RECIPE
+    if not path.is_file():
+        return {}
+    try:
+        recipe = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    section = recipe.get(name) if isinstance(recipe, dict) else None
+    return section if isinstance(section, dict) else {}
