@@ -23,6 +23,7 @@ from mnemon.data.babi.world import (
 from mnemon.errors import ConfigError
 
 QUESTIONS_PER_STORY = 5
+FRESH_STATEMENTS = 5
 COUNTS = ("none", "one", "two", "three")
 
 Asked = tuple[str, str, tuple[int, ...]]  # question, answer, supporting lines
@@ -69,6 +70,11 @@ class _Writer:
     def next_line(self) -> int:
         return len(self.lines) + 1
 
+    @property
+    def fresh_since(self) -> int:
+        """Line of the oldest statement that counts as fresh."""
+        return [line.line for line in self.lines if isinstance(line, Statement)][-FRESH_STATEMENTS:][0]
+
     def state(self, text: str) -> None:
         self.lines.append(Statement(self.next_line, text))
 
@@ -81,63 +87,58 @@ class _Writer:
 
 
 def _simulate(
-    world: World, actions: tuple[str, ...], ask: Callable[[World], Asked | None]
+    world: World, actions: tuple[str, ...], candidates: Callable[[World], list[Asked]]
 ) -> tuple[Statement | Question, ...]:
-    """Alternate two statements and, when a random subject can be asked about, a question."""
+    """Alternate two statements and, as soon as there is something fresh to ask, a question.
+
+    A question is fresh when the newest of its supporting lines is among the last `FRESH_STATEMENTS` statements. That
+    is the rule of the published files in all of qa1-qa3 and qa5-qa10.
+    """
     writer, asked = _Writer(), 0
     while asked < QUESTIONS_PER_STORY:
         for _ in range(2):
-            writer.state(_next_sentence(world, actions, writer.next_line))
-        if question := ask(world):
-            writer.ask(question)
+            writer.state(world.act(actions, writer.next_line))
+        fresh = [candidate for candidate in candidates(world) if max(candidate[2]) >= writer.fresh_since]
+        if fresh:
+            writer.ask(world.rng.choice(fresh))
             asked += 1
     return writer.finish()
 
 
-def _next_sentence(world: World, actions: tuple[str, ...], line: int) -> str:
-    while True:
-        if sentence := world.act(world.rng.choice(actions), line):
-            return sentence
-
-
 def _qa1(rng: random.Random) -> tuple[Statement | Question, ...]:
-    return _simulate(World(rng), ("move",), _ask_where_person)
+    return _simulate(World(rng), ("move",), _where_persons)
 
 
-def _ask_where_person(world: World) -> Asked | None:
-    person = world.rng.choice(sorted(world.told))
-    told = world.told[person]
-    return f"Where is {person}?", told.place, (told.line,)
+def _where_persons(world: World) -> list[Asked]:
+    return [(f"Where is {person}?", told.place, (told.line,)) for person, told in world.told.items()]
 
 
 def _qa2(rng: random.Random) -> tuple[Statement | Question, ...]:
-    return _simulate(World(rng), ("move", "get", "drop"), _ask_where_object)
+    return _simulate(World(rng), ("move", "get", "drop"), _where_objects)
 
 
-def _ask_where_object(world: World) -> Asked | None:
-    item = world.rng.choice(("apple", "football", "milk"))
-    handling = world.handled.get(item)
-    if handling is None:
-        return None
-    told = world.told.get(handling.holder) if handling.holder else handling.told
-    return (f"Where is the {item}?", told.place, (handling.line, told.line)) if told else None
+def _where_objects(world: World) -> list[Asked]:
+    asked: list[Asked] = []
+    for item, handling in world.handled.items():
+        told = world.told.get(handling.holder) if handling.holder else handling.told
+        if told is not None:
+            asked.append((f"Where is the {item}?", told.place, (handling.line, told.line)))
+    return asked
 
 
 def _qa3(rng: random.Random) -> tuple[Statement | Question, ...]:
     world = World(rng, get_there_share=QA3_GET_THERE_SHARE)
-    return _simulate(world, ("move", "get", "drop"), _ask_where_was_object)
+    return _simulate(world, ("move", "get", "drop"), _where_objects_were)
 
 
-def _ask_where_was_object(world: World) -> Asked | None:
-    item = world.rng.choice(("apple", "football", "milk"))
-    track = world.track[item]
-    if len(track) < 2:
-        return None
-    last = len(track) - 1 if world.rng.random() < 0.75 else world.rng.randrange(1, len(track))
-    place = track[last].place
-    last = max(index for index, told in enumerate(track) if told.place == place)
-    support = (world.handled[item].line, track[last].line, track[last - 1].line)
-    return f"Where was the {item} before the {place}?", track[last - 1].place, support
+def _where_objects_were(world: World) -> list[Asked]:
+    asked: list[Asked] = []
+    for item, track in world.track.items():
+        for place in sorted({told.place for told in track[1:]}):
+            last = max(index for index, told in enumerate(track) if told.place == place)
+            support = (world.handled[item].line, track[last].line, track[last - 1].line)
+            asked.append((f"Where was the {item} before the {place}?", track[last - 1].place, support))
+    return asked
 
 
 def _qa4(rng: random.Random) -> tuple[Statement | Question, ...]:
@@ -163,36 +164,30 @@ def _qa4(rng: random.Random) -> tuple[Statement | Question, ...]:
 
 
 def _qa5(rng: random.Random) -> tuple[Statement | Question, ...]:
-    return _simulate(World(rng, PERSONS_QA5), ("move", "get", "drop", "give"), _ask_give)
+    return _simulate(World(rng, PERSONS_QA5), ("move", "get", "drop", "give"), _last_give)
 
 
-def _ask_give(world: World) -> Asked | None:
+def _last_give(world: World) -> list[Asked]:
     if not world.gives:
-        return None
+        return []
     give = world.gives[-1]
-    question, answer = world.rng.choice(
-        (
-            (f"What did {give.giver} give to {give.receiver}?", give.item),
-            (f"What did {give.giver} give to {give.receiver}?", give.item),
-            (f"Who gave the {give.item}?", give.giver),
-            (f"Who gave the {give.item} to {give.receiver}?", give.giver),
-            (f"Who received the {give.item}?", give.receiver),
-            (f"Who did {give.giver} give the {give.item} to?", give.receiver),
-        )
+    asked = (
+        (f"What did {give.giver} give to {give.receiver}?", give.item),
+        (f"What did {give.giver} give to {give.receiver}?", give.item),
+        (f"Who gave the {give.item}?", give.giver),
+        (f"Who gave the {give.item} to {give.receiver}?", give.giver),
+        (f"Who received the {give.item}?", give.receiver),
+        (f"Who did {give.giver} give the {give.item} to?", give.receiver),
     )
-    return question, answer, (give.line,)
+    return [(question, answer, (give.line,)) for question, answer in asked]
 
 
 def _qa6(rng: random.Random) -> tuple[Statement | Question, ...]:
-    return _simulate(World(rng), ("move", "get", "drop"), _ask_is_there)
+    return _simulate(World(rng), ("move", "get", "drop"), _are_persons_there)
 
 
-def _ask_is_there(world: World) -> Asked | None:
-    person = world.rng.choice(world.persons)
-    told = world.told.get(person)
-    if told is None:
-        return None
-    return _ask_place(world.rng, person, told, world.places)
+def _are_persons_there(world: World) -> list[Asked]:
+    return [_ask_place(world.rng, person, told, world.places) for person, told in world.told.items()]
 
 
 def _ask_place(rng: random.Random, person: str, told: Told, places: tuple[str, ...]) -> Asked:
@@ -202,27 +197,25 @@ def _ask_place(rng: random.Random, person: str, told: Told, places: tuple[str, .
 
 
 def _qa7(rng: random.Random) -> tuple[Statement | Question, ...]:
-    return _simulate(World(rng), ("move", "get", "drop", "give"), _ask_how_many)
+    return _simulate(World(rng), ("move", "get", "drop", "give"), _how_many_objects)
 
 
-def _ask_how_many(world: World) -> Asked | None:
-    if not world.touched:
-        return None
-    person = world.rng.choice(sorted(world.touched))
-    count = COUNTS[len(world.carried[person])]
-    return f"How many objects is {person} carrying?", count, tuple(world.touched[person])
+def _how_many_objects(world: World) -> list[Asked]:
+    return [
+        (f"How many objects is {person} carrying?", COUNTS[len(world.carried[person])], tuple(lines))
+        for person, lines in world.touched.items()
+    ]
 
 
 def _qa8(rng: random.Random) -> tuple[Statement | Question, ...]:
-    return _simulate(World(rng), ("move", "get", "drop"), _ask_what)
+    return _simulate(World(rng), ("move", "get", "drop"), _what_objects)
 
 
-def _ask_what(world: World) -> Asked | None:
-    if not world.touched:
-        return None
-    person = world.rng.choice(sorted(world.touched))
-    answer = ",".join(world.carried[person]) or "nothing"
-    return f"What is {person} carrying?", answer, tuple(world.touched[person])
+def _what_objects(world: World) -> list[Asked]:
+    return [
+        (f"What is {person} carrying?", ",".join(world.carried[person]) or "nothing", tuple(lines))
+        for person, lines in world.touched.items()
+    ]
 
 
 def _claims(

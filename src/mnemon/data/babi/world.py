@@ -71,46 +71,64 @@ class World:
     holder: dict[str, str] = field(default_factory=dict)
     told: dict[str, Told] = field(default_factory=dict)
     handled: dict[str, Handling] = field(default_factory=dict)
-    track: dict[str, list[Told]] = field(default_factory=dict)
+    track: dict[str, list[Told]] = field(init=False)
     touched: dict[str, list[int]] = field(default_factory=dict)
-    carried: dict[str, list[str]] = field(default_factory=dict)
+    carried: dict[str, list[str]] = field(init=False)
     gives: list[Give] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.where = {person: self.rng.choice(self.places) for person in self.persons}
         self.lying = {item: self.rng.choice(self.places) for item in OBJECTS}
         self.track = {item: [] for item in OBJECTS}
+        self.carried = {person: [] for person in self.persons}
 
-    def act(self, action: str, line: int) -> str | None:
-        """Try one action with random arguments; return its sentence, or None if the arguments were not valid."""
-        return {"move": self.move, "get": self.get, "drop": self.drop, "give": self.give}[action](line)
+    def act(self, actions: tuple[str, ...], line: int) -> str:
+        """Do one of `actions` that is possible and return its sentence.
 
-    def move(self, line: int) -> str | None:
-        """Send a random person to another place."""
-        person, place = self.rng.choice(self.persons), self.rng.choice(self.places)
-        if place == self.where[person]:
-            return None
+        An action and its arguments are drawn until they fit the state of the world: a random person and, for a move,
+        a random place (which may be the one it is in); a get or drop takes one of the objects this person can reach or
+        holds; a give takes any pair of giver and receiver. These weights reproduce the published files.
+        """
+        while True:
+            person, action = self.rng.choice(self.persons), self.rng.choice(actions)
+            if action == "move" and (place := self.rng.choice(self.places)) != self.where[person]:
+                return self.move(person, place, line)
+            if action == "get" and (items := self._within_reach(person)):
+                return self._get(person, self.rng.choice(items), line)
+            if action == "drop" and self.carried[person]:
+                return self._drop(person, self.rng.choice(self.carried[person]), line)
+            if action == "give" and (pairs := self._givers_and_receivers()):
+                giver, receiver = self.rng.choice(pairs)
+                return self._give(giver, self.rng.choice(self.carried[giver]), receiver, line)
+
+    def _within_reach(self, person: str) -> list[str]:
+        here = self.where[person]
+        return [item for item in OBJECTS if item not in self.holder and self.lying[item] == here]
+
+    def _givers_and_receivers(self) -> list[tuple[str, str]]:
+        return [
+            (giver, receiver)
+            for giver in self.persons
+            if self.carried[giver]
+            for receiver in self.persons
+            if receiver != giver and self.where[receiver] == self.where[giver]
+        ]
+
+    def move(self, person: str, place: str, line: int) -> str:
+        """Send a person to a place."""
         self.where[person] = place
         self.told[person] = Told(place, line)
-        for item in self.carried.get(person, ()):
+        for item in self.carried[person]:
             self._extend_track(item, person)
         return f"{person} {self.rng.choice(MOVE_VERBS)} the {place}."
 
-    def get(self, line: int) -> str | None:
-        """Let a random person pick up a random object that lies in the same place."""
-        person, item = self.rng.choice(self.persons), self.rng.choice(OBJECTS)
-        if item in self.holder or self.lying[item] != self.where[person]:
-            return None
+    def _get(self, person: str, item: str, line: int) -> str:
         self._receive(person, item, line)
         self._touch(person, line)
         there = " there" if self.rng.random() < self.get_there_share else ""
         return f"{person} {self.rng.choice(GET_VERBS)} the {item}{there}."
 
-    def drop(self, line: int) -> str | None:
-        """Let a random person put down a random object it holds."""
-        person, item = self.rng.choice(self.persons), self.rng.choice(OBJECTS)
-        if self.holder.get(item) != person:
-            return None
+    def _drop(self, person: str, item: str, line: int) -> str:
         self._release(person, item)
         self.lying[item] = self.where[person]
         self._extend_track(item, person)
@@ -119,11 +137,7 @@ class World:
         there = " there" if self.rng.random() < DROP_THERE_SHARE else ""
         return f"{person} {self.rng.choice(DROP_VERBS)} the {item}{there}."
 
-    def give(self, line: int) -> str | None:
-        """Let a random person hand a random object it holds to another person in the same place."""
-        person, item, receiver = self.rng.choice(self.persons), self.rng.choice(OBJECTS), self.rng.choice(self.persons)
-        if self.holder.get(item) != person or receiver == person or self.where[receiver] != self.where[person]:
-            return None
+    def _give(self, person: str, item: str, receiver: str, line: int) -> str:
         self._release(person, item)
         self._receive(receiver, item, line)
         self._touch(person, line)
@@ -133,7 +147,7 @@ class World:
 
     def _receive(self, person: str, item: str, line: int) -> None:
         self.holder[item] = person
-        self.carried.setdefault(person, []).append(item)
+        self.carried[person].append(item)
         self.handled[item] = Handling(line, person, None)
         self._extend_track(item, person)
 
