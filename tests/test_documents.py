@@ -50,15 +50,16 @@ def test_the_readme_shows_python() -> None:
     assert REPOSITORY / "README.md" in WITH_BLOCKS
 
 
+PROMISES = {
+    "memory_model.py": ("earlier logits moved by 0.0e+00", "the same 20 tokens"),
+    "babi_and_babilong.py": ("qa10: 250 of 250 questions answered", "1000 tokens of context"),
+}
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=relative)
-def test_an_example_runs(example: Path, tmp_path: Path) -> None:
-    assert run_script(example, tmp_path).strip()
-
-
-def test_the_memory_example_shows_what_it_promises(tmp_path: Path) -> None:
-    output = run_script(REPOSITORY / "examples" / "memory_model.py", tmp_path)
-    assert "earlier logits moved by 0.0e+00" in output
-    assert "the same 20 tokens" in output
+def test_an_example_runs_and_shows_what_it_promises(example: Path, tmp_path: Path) -> None:
+    output = run_script(example, tmp_path)
+    assert all(promise in output for promise in PROMISES[example.name]), output
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
@@ -76,3 +77,28 @@ def test_every_command_of_the_documents_exists() -> None:
         for block in re.findall(r"^```(?:bash|console)\n(.*?)^```", document.read_text(encoding="utf-8"), re.M | re.S):
             for command in re.findall(r"^(?:\$ )?(?:\.venv/bin/)?mnemon ([a-z]+)", block, re.M):
                 assert command in commands, f"{relative(document)} uses `mnemon {command}`"
+
+
+def test_every_key_of_a_recipe_is_documented() -> None:
+    from mnemon.training.recipe import Recipe, Section
+
+    def keys(section: type[Section]) -> set[str]:
+        found = set(section.model_fields)
+        for field in section.model_fields.values():
+            for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if isinstance(kind, type) and issubclass(kind, Section):
+                    found |= keys(kind)
+        return found
+
+    text = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert not {key for key in keys(Recipe) if f"`{key}`" not in text}
+
+
+@pytest.mark.parametrize("command", ["eval", "generate", "train"])
+def test_every_option_of_a_command_is_documented(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from mnemon.cli.app import main
+
+    assert main([command, "--help"]) == 0
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    text = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert not {option for option in options if option not in text}
