@@ -80,7 +80,8 @@ def test_the_wheel_ships_the_checkpoints_within_their_limit(wheel: Path) -> None
 
 def test_the_sdist_holds_what_is_needed_to_build_and_test(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
-    names = {name.partition("/")[2] for name in tarfile.open(path).getnames()}
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "src/mnemon/__init__.py"}
     assert wanted | {"tests/conftest.py", "docs/index.md", "THIRD_PARTY_NOTICES.md"} <= names
 
