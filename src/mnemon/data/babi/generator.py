@@ -6,6 +6,7 @@ them in the tests.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ from mnemon.errors import ConfigError
 
 QUESTIONS_PER_STORY = 5
 FRESH_STATEMENTS = 5
+EARLIER_LEG_WEIGHT = 0.75
 COUNTS = ("none", "one", "two", "three")
 
 Asked = tuple[str, str, tuple[int, ...]]  # question, answer, supporting lines
@@ -87,19 +89,18 @@ class _Writer:
 
 
 def _simulate(
-    world: World, actions: tuple[str, ...], candidates: Callable[[World], list[Asked]]
+    world: World, actions: tuple[str, ...], candidates: Callable[[World, int], list[Asked]]
 ) -> tuple[Statement | Question, ...]:
     """Alternate two statements and, as soon as there is something fresh to ask, a question.
 
-    A question is fresh when the newest of its supporting lines is among the last `FRESH_STATEMENTS` statements. That
-    is the rule of the published files in all of qa1-qa3 and qa5-qa10.
+    `candidates` gets the oldest line that counts as fresh and lists the questions that hang on a fresh statement, one
+    entry per statement, so that a subject of several fresh statements is asked more often. So do the published files.
     """
     writer, asked = _Writer(), 0
     while asked < QUESTIONS_PER_STORY:
         for _ in range(2):
             writer.state(world.act(actions, writer.next_line))
-        fresh = [candidate for candidate in candidates(world) if max(candidate[2]) >= writer.fresh_since]
-        if fresh:
+        if fresh := candidates(world, writer.fresh_since):
             writer.ask(world.rng.choice(fresh))
             asked += 1
     return writer.finish()
@@ -109,19 +110,25 @@ def _qa1(rng: random.Random) -> tuple[Statement | Question, ...]:
     return _simulate(World(rng), ("move",), _where_persons)
 
 
-def _where_persons(world: World) -> list[Asked]:
-    return [(f"Where is {person}?", told.place, (told.line,)) for person, told in world.told.items()]
+def _where_persons(world: World, since: int) -> list[Asked]:
+    return [
+        (f"Where is {person}?", world.told[person].place, (world.told[person].line,))
+        for line, person in world.moves
+        if line >= since
+    ]
 
 
 def _qa2(rng: random.Random) -> tuple[Statement | Question, ...]:
     return _simulate(World(rng), ("move", "get", "drop"), _where_objects)
 
 
-def _where_objects(world: World) -> list[Asked]:
+def _where_objects(world: World, since: int) -> list[Asked]:
+    """Ask for objects freshly dropped at a known place, or freshly taken and carried on since."""
     asked: list[Asked] = []
     for item, handling in world.handled.items():
-        told = world.told.get(handling.holder) if handling.holder else handling.told
-        if told is not None:
+        carried_to = world.ride[item][-1] if world.ride[item] else None
+        told = carried_to if handling.holder else handling.told
+        if told is not None and handling.line >= since:
             asked.append((f"Where is the {item}?", told.place, (handling.line, told.line)))
     return asked
 
@@ -131,14 +138,27 @@ def _qa3(rng: random.Random) -> tuple[Statement | Question, ...]:
     return _simulate(world, ("move", "get", "drop"), _where_objects_were)
 
 
-def _where_objects_were(world: World) -> list[Asked]:
+def _where_objects_were(world: World, since: int) -> list[Asked]:
+    """Ask for objects freshly taken or dropped whose last carrier moved at least twice with them."""
     asked: list[Asked] = []
-    for item, track in world.track.items():
-        for place in sorted({told.place for told in track[1:]}):
-            last = max(index for index, told in enumerate(track) if told.place == place)
-            support = (world.handled[item].line, track[last].line, track[last - 1].line)
-            asked.append((f"Where was the {item} before the {place}?", track[last - 1].place, support))
+    for item, handling in world.handled.items():
+        if handling.line < since or len(world.ride[item]) < 2:
+            continue
+        before, here = _leg(world.rng, world.ride[item])
+        support = (handling.line, here.line, before.line)
+        asked.append((f"Where was the {item} before the {here.place}?", before.place, support))
     return asked
+
+
+def _leg(rng: random.Random, ride: list[Told]) -> tuple[Told, Told]:
+    """Draw two neighbouring stops of a ride, later ones rather; the second is the last stop at its place."""
+    legs = [
+        (before, here, EARLIER_LEG_WEIGHT ** (len(ride) - index))
+        for index, (before, here) in enumerate(itertools.pairwise(ride), start=2)
+        if all(later.place != here.place for later in ride[index:])
+    ]
+    before, here, _ = rng.choices(legs, weights=[weight for _, _, weight in legs])[0]
+    return before, here
 
 
 def _qa4(rng: random.Random) -> tuple[Statement | Question, ...]:
@@ -167,8 +187,8 @@ def _qa5(rng: random.Random) -> tuple[Statement | Question, ...]:
     return _simulate(World(rng, PERSONS_QA5), ("move", "get", "drop", "give"), _last_give)
 
 
-def _last_give(world: World) -> list[Asked]:
-    if not world.gives:
+def _last_give(world: World, since: int) -> list[Asked]:
+    if not world.gives or world.gives[-1].line < since:
         return []
     give = world.gives[-1]
     asked = (
@@ -186,8 +206,12 @@ def _qa6(rng: random.Random) -> tuple[Statement | Question, ...]:
     return _simulate(World(rng), ("move", "get", "drop"), _are_persons_there)
 
 
-def _are_persons_there(world: World) -> list[Asked]:
-    return [_ask_place(world.rng, person, told, world.places) for person, told in world.told.items()]
+def _are_persons_there(world: World, since: int) -> list[Asked]:
+    return [
+        _ask_place(world.rng, person, world.told[person], world.places)
+        for line, person in world.moves
+        if line >= since
+    ]
 
 
 def _ask_place(rng: random.Random, person: str, told: Told, places: tuple[str, ...]) -> Asked:
@@ -200,10 +224,15 @@ def _qa7(rng: random.Random) -> tuple[Statement | Question, ...]:
     return _simulate(World(rng), ("move", "get", "drop", "give"), _how_many_objects)
 
 
-def _how_many_objects(world: World) -> list[Asked]:
+def _how_many_objects(world: World, since: int) -> list[Asked]:
     return [
-        (f"How many objects is {person} carrying?", COUNTS[len(world.carried[person])], tuple(lines))
-        for person, lines in world.touched.items()
+        (
+            f"How many objects is {person} carrying?",
+            COUNTS[len(world.carried[person])],
+            tuple(world.touched[person]),
+        )
+        for line, person in world.handlings
+        if line >= since
     ]
 
 
@@ -211,10 +240,15 @@ def _qa8(rng: random.Random) -> tuple[Statement | Question, ...]:
     return _simulate(World(rng), ("move", "get", "drop"), _what_objects)
 
 
-def _what_objects(world: World) -> list[Asked]:
+def _what_objects(world: World, since: int) -> list[Asked]:
     return [
-        (f"What is {person} carrying?", ",".join(world.carried[person]) or "nothing", tuple(lines))
-        for person, lines in world.touched.items()
+        (
+            f"What is {person} carrying?",
+            ",".join(world.carried[person]) or "nothing",
+            tuple(world.touched[person]),
+        )
+        for line, person in world.handlings
+        if line >= since
     ]
 
 
@@ -228,6 +262,7 @@ def _claims(
     """Write the scheme of qa9 and qa10: half moves, half claims, then a yes-no question about a person's last line."""
     world, writer = World(rng, persons, places), _Writer()
     last: dict[str, tuple[str, tuple[str, ...], int]] = {}
+    subjects: list[str] = []
     for _ in range(QUESTIONS_PER_STORY):
         for _ in range(2):
             line = writer.next_line
@@ -239,8 +274,9 @@ def _claims(
             else:
                 kind, told, sentence = claim(world, person)
             last[person] = (kind, told, line)
+            subjects.append(person)
             writer.state(sentence)
-        person = rng.choice(sorted(last))
+        person = rng.choice(subjects[-FRESH_STATEMENTS:])
         kind, told, line = last[person]
         place, reply = answer(rng, kind, told)
         writer.ask((f"Is {person} in the {place}?", reply, (line,)))

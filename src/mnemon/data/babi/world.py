@@ -13,7 +13,7 @@ OBJECTS = ("apple", "football", "milk")
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 PLACES_QA10 = ("bedroom", "cinema", "kitchen", "office", "park", "school")
 PERSONS = ("John", "Mary", "Sandra", "Daniel")
-PERSONS_QA5 = ("Bill", "Fred", "Jeff", "Mary")
+PERSONS_QA5 = ("Mary", "Fred", "Bill", "Jeff")
 PERSONS_QA10 = ("Bill", "Fred", "Julie", "Mary")
 
 MOVE_VERBS = ("went to", "journeyed to", "travelled to", "moved to", "went back to")
@@ -71,15 +71,16 @@ class World:
     holder: dict[str, str] = field(default_factory=dict)
     told: dict[str, Told] = field(default_factory=dict)
     handled: dict[str, Handling] = field(default_factory=dict)
-    track: dict[str, list[Told]] = field(init=False)
+    ride: dict[str, list[Told]] = field(default_factory=dict)
     touched: dict[str, list[int]] = field(default_factory=dict)
+    moves: list[tuple[int, str]] = field(default_factory=list)
+    handlings: list[tuple[int, str]] = field(default_factory=list)
     carried: dict[str, list[str]] = field(init=False)
     gives: list[Give] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.where = {person: self.rng.choice(self.places) for person in self.persons}
         self.lying = {item: self.rng.choice(self.places) for item in OBJECTS}
-        self.track = {item: [] for item in OBJECTS}
         self.carried = {person: [] for person in self.persons}
 
     def act(self, actions: tuple[str, ...], line: int) -> str:
@@ -87,7 +88,7 @@ class World:
 
         An action and its arguments are drawn until they fit the state of the world: a random person and, for a move,
         a random place (which may be the one it is in); a get or drop takes one of the objects this person can reach or
-        holds; a give takes any pair of giver and receiver. These weights reproduce the published files.
+        holds; a give takes the first one possible. These weights and orders reproduce the published files.
         """
         while True:
             person, action = self.rng.choice(self.persons), self.rng.choice(actions)
@@ -97,43 +98,44 @@ class World:
                 return self._get(person, self.rng.choice(items), line)
             if action == "drop" and self.carried[person]:
                 return self._drop(person, self.rng.choice(self.carried[person]), line)
-            if action == "give" and (pairs := self._givers_and_receivers()):
-                giver, receiver = self.rng.choice(pairs)
-                return self._give(giver, self.rng.choice(self.carried[giver]), receiver, line)
+            if action == "give" and (gift := self._first_gift()):
+                return self._give(*gift, line)
 
     def _within_reach(self, person: str) -> list[str]:
         here = self.where[person]
         return [item for item in OBJECTS if item not in self.holder and self.lying[item] == here]
 
-    def _givers_and_receivers(self) -> list[tuple[str, str]]:
-        return [
-            (giver, receiver)
-            for giver in self.persons
-            if self.carried[giver]
-            for receiver in self.persons
-            if receiver != giver and self.where[receiver] == self.where[giver]
-        ]
+    def _first_gift(self) -> tuple[str, str, str] | None:
+        """Return the first possible giver, object and receiver in the order of objects, then of persons."""
+        for item in OBJECTS:
+            giver = self.holder.get(item)
+            for receiver in self.persons:
+                if giver is not None and receiver != giver and self.where[receiver] == self.where[giver]:
+                    return giver, item, receiver
+        return None
 
     def move(self, person: str, place: str, line: int) -> str:
         """Send a person to a place."""
         self.where[person] = place
         self.told[person] = Told(place, line)
+        self.moves.append((line, person))
         for item in self.carried[person]:
-            self._extend_track(item, person)
+            self.ride[item].append(self.told[person])
         return f"{person} {self.rng.choice(MOVE_VERBS)} the {place}."
 
     def _get(self, person: str, item: str, line: int) -> str:
         self._receive(person, item, line)
         self._touch(person, line)
+        self.handlings.append((line, person))
         there = " there" if self.rng.random() < self.get_there_share else ""
         return f"{person} {self.rng.choice(GET_VERBS)} the {item}{there}."
 
     def _drop(self, person: str, item: str, line: int) -> str:
         self._release(person, item)
         self.lying[item] = self.where[person]
-        self._extend_track(item, person)
         self.handled[item] = Handling(line, None, self.told.get(person))
         self._touch(person, line)
+        self.handlings.append((line, person))
         there = " there" if self.rng.random() < DROP_THERE_SHARE else ""
         return f"{person} {self.rng.choice(DROP_VERBS)} the {item}{there}."
 
@@ -142,6 +144,7 @@ class World:
         self._receive(receiver, item, line)
         self._touch(person, line)
         self._touch(receiver, line)
+        self.handlings.append((line, person))
         self.gives.append(Give(line, person, item, receiver))
         return f"{person} {self.rng.choice(GIVE_VERBS)} the {item} to {receiver}."
 
@@ -149,7 +152,7 @@ class World:
         self.holder[item] = person
         self.carried[person].append(item)
         self.handled[item] = Handling(line, person, None)
-        self._extend_track(item, person)
+        self.ride[item] = []
 
     def _release(self, person: str, item: str) -> None:
         del self.holder[item]
@@ -157,8 +160,3 @@ class World:
 
     def _touch(self, person: str, line: int) -> None:
         self.touched.setdefault(person, []).append(line)
-
-    def _extend_track(self, item: str, person: str) -> None:
-        told, track = self.told.get(person), self.track[item]
-        if told is not None and (not track or track[-1].place != told.place):
-            track.append(told)
