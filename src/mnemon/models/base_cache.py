@@ -62,10 +62,8 @@ class BaseCache(Cache):
         call: the call about to be made.
     """
 
-    def __init__(
-        self, entries: Sequence[tuple[Tensor, ...]], layer_kinds: Sequence[str], call: SegmentCall
-    ) -> None:
-        layers = [
+    def __init__(self, entries: Sequence[tuple[Tensor, ...]], layer_kinds: Sequence[str], call: SegmentCall) -> None:
+        layers: list[Any] = [
             _ConvolutionLayer(entry, call) if kind == "conv" else _KeyValueLayer(entry)
             for entry, kind in zip(entries, layer_kinds, strict=True)
         ]
@@ -74,7 +72,10 @@ class BaseCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the cached key columns."""
-        return 0 if self.attention_index is None else int(self.layers[self.attention_index].get_seq_length())
+        if self.attention_index is None:
+            return 0
+        layer: Any = self.layers[self.attention_index]
+        return int(layer.get_seq_length())
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         """Return None, which keeps the block off its in-place single-token path."""

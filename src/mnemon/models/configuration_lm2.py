@@ -93,6 +93,7 @@ class LM2Config(PreTrainedConfig):
         for name in ("attention_span", "read_top_k", "bptt_segments"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
+        assert self.slot_dim is not None  # set by __post_init__
         if self.slot_dim % self.num_memory_heads:
             raise ConfigError(
                 f"slot_dim={self.slot_dim} is not divisible by num_memory_heads={self.num_memory_heads}; "
@@ -113,13 +114,14 @@ class LM2Config(PreTrainedConfig):
             )
         if self.attention_sinks != 0:
             raise ConfigError(f"attention_sinks={self.attention_sinks} is not supported yet; use 0")
-        for index in self.memory_layers or ():
+        layers = self.memory_layers or ()
+        for index in layers:
             if not 0 <= index < self.num_hidden_layers:
                 raise ConfigError(
                     f"memory_layers names block {index}, but the base has blocks 0 to {self.num_hidden_layers - 1}"
                 )
-        if len(set(self.memory_layers or ())) != len(self.memory_layers or ()):
-            raise ConfigError(f"memory_layers names a block twice: {list(self.memory_layers)}")
+        if len(set(layers)) != len(layers):
+            raise ConfigError(f"memory_layers names a block twice: {list(layers)}")
 
 
 def _as_config(base_config: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

@@ -68,7 +68,8 @@ def _describe(module: nn.Module, layer_type: str, window: int | None) -> Block:
         raise ConfigError(f"cannot find the attention of {type(module).__name__}: {len(attentions)} candidates")
     names = [name for name, _ in module.named_children()]
     if any("post_feedforward" in name for name in names):
-        raise ConfigError(f"{type(module).__name__} normalises after its attention; such decoders are not supported yet")
+        kind = type(module).__name__
+        raise ConfigError(f"{kind} normalises after its attention; such decoders are not supported yet")
     return Block(module, "attention", attentions[0], window)
 
 

@@ -63,7 +63,7 @@ def load_model(
         _check_tensors(Path(source))
     try:
         options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except MnemonError:
         raise

@@ -6,7 +6,7 @@ from segment to segment is a `MemoryState`. The mathematics is in `mnemon.layers
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class LM2PreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _is_stateful = True  # a memory cannot be rolled back, so assisted generation is refused by the library
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = {"past_key_values"}  # noqa: RUF012 (the library declares it per instance)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -43,7 +43,7 @@ class LM2PreTrainedModel(PreTrainedModel):
             for parameter, value in module.initial_values():
                 init.copy_(parameter, value)
         elif isinstance(module, LM2ForCausalLM):
-            init.copy_(module.initial_memory, initial_bank(self.config.num_slots, self.config.slot_dim))
+            init.copy_(module.initial_memory, initial_bank(self.config.num_slots, _slot_dim(self.config)))
         elif not self._is_bank_part(module):
             super()._init_weights(module)
 
@@ -71,6 +71,8 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         LM2: Large Memory Models, arXiv:2502.06049.
     """
 
+    initial_memory: Tensor
+
     def __init__(self, config: LM2Config, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.base = AutoModelForCausalLM.from_config(config.base_config) if base is None else base
@@ -83,7 +85,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
                 str(index): MemoryBank(
                     config.hidden_size,
                     config.num_slots,
-                    config.slot_dim,
+                    _slot_dim(config),
                     config.num_memory_heads,
                     forget_bias=float(np.log(kept_per_update / (1 - kept_per_update))),
                     read_top_k=config.read_top_k,
@@ -91,7 +93,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
                 for index in indices
             }
         )
-        self.register_buffer("initial_memory", initial_bank(config.num_slots, config.slot_dim), persistent=False)
+        self.register_buffer("initial_memory", initial_bank(config.num_slots, _slot_dim(config)), persistent=False)
         self.post_init()
 
     @classmethod
@@ -105,9 +107,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
                 `AutoModelForCausalLM.from_pretrained` takes.
             **options: fields of `LM2Config`.
         """
-        base = (
-            AutoModelForCausalLM.from_pretrained(model_or_name) if isinstance(model_or_name, str) else model_or_name
-        )
+        base = AutoModelForCausalLM.from_pretrained(model_or_name) if isinstance(model_or_name, str) else model_or_name
         config = LM2Config(base_config=base.config, dtype=base.dtype, **options)
         training, weights = base.training, {name: tensor.clone() for name, tensor in base.state_dict().items()}
         model = cls(config, base)
@@ -145,14 +145,22 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         """Replace the decoder's language-model head."""
         self.base.set_output_embeddings(value)
 
-    def get_decoder(self) -> nn.Module:
+    def get_decoder(self) -> PreTrainedModel:
         """Return the decoder under the memory."""
         return self.base.get_decoder()
+
+    def _embedding_weight(self) -> Tensor:
+        return cast(Tensor, self.get_input_embeddings().weight)
+
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], **kwargs: Any) -> None:
+        """Choose the attention implementation of the decoder (the memory has only one)."""
+        self.base.set_attn_implementation(attn_implementation, **kwargs)
+        self.config._attn_implementation_internal = self.base.config._attn_implementation
 
     def initial_state(self, batch_size: int) -> MemoryState:
         """Return the state before the first token."""
         config = self.config
-        like = self.banks[0].output.weight if self.banks else self.get_input_embeddings().weight
+        like = self.banks[0].output.weight if self.banks else self._embedding_weight()
         layers = 1 if config.flow == "depth" else len(self.banks)
         bank = self.initial_memory.to(dtype=state_dtype(like.dtype), device=like.device)
         bank = bank.expand(batch_size, layers, -1, -1)
@@ -239,11 +247,11 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = MemoryCache(None if memory is None else memory.branch())
         elif memory is not None:
             raise StateError("memory= cannot be combined with use_cache=False or past_key_values=; choose one")
-        return super().generate(inputs, *args, **kwargs)
+        return cast(Any, super()).generate(inputs, *args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Prepare one decoding step; after the prompt every token is real, so no mask is read from the device."""
-        model_inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+        model_inputs: dict[str, Any] = cast(Any, super()).prepare_inputs_for_generation(*args, **kwargs)
         cache = model_inputs.get("past_key_values")
         if isinstance(cache, MemoryCache) and cache.memory.columns > 0 and not kwargs.get("is_first_iteration"):
             model_inputs.pop("attention_mask", None)
@@ -278,7 +286,8 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         if cache is None:
             return None
         if not isinstance(cache, MemoryCache):
-            raise StateError(f"past_key_values must be a MemoryCache, got {type(cache).__name__}; leave it out to start")
+            kind = type(cache).__name__
+            raise StateError(f"past_key_values must be a MemoryCache, got {kind}; leave it out to start")
         state = cache.state
         if state is not None:
             if state.batch_size != batch_size:
@@ -387,7 +396,9 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             state, bank=torch.stack(banks, dim=1), kept=torch.stack(kept, dim=1), statistics=tuple(statistics)
         )
 
-    def _attention_mask(self, keys: np.ndarray, call: SegmentCall, blocks: Sequence[Block], device: torch.device) -> Any:
+    def _attention_mask(
+        self, keys: np.ndarray, call: SegmentCall, blocks: Sequence[Block], device: torch.device
+    ) -> Any:
         """Mask for the decoder: None (its own causal mask), a 4-D tensor, or one per layer type."""
         windows = {block.window for block in blocks if block.attention is not None}
         seen = {window: visibility(keys, call, _narrower(window, self.config.attention_span)) for window in windows}
@@ -421,6 +432,11 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         if len(columns) == keys.shape[1] - columns[0]:
             return slice(int(columns[0]), None), slice(int(columns[0]), None)
         return torch.from_numpy(columns).to(device), columns
+
+
+def _slot_dim(config: LM2Config) -> int:
+    """Return the slot width, which the configuration has resolved to a number."""
+    return cast(int, config.slot_dim)
 
 
 def _call_tensor(values: np.ndarray, call: SegmentCall, device: torch.device) -> Tensor:

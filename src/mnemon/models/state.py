@@ -67,7 +67,12 @@ class MemoryState:
     def num_bytes(self) -> int:
         """Return the bytes all tensors of the state take."""
         sizes: list[int] = []
-        self._map(lambda tensor: sizes.append(tensor.numel() * tensor.element_size()) or tensor)
+
+        def note(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        self._map(note)
         return sum(sizes)
 
     def _map(self, function: Any) -> Self:
@@ -92,7 +97,7 @@ class MemoryCacheLayer(CacheLayerMixin):
         self.columns = 0
 
     @property
-    def is_initialized(self) -> bool:  # type: ignore[override]
+    def is_initialized(self) -> bool:
         """Whether any token has been read."""
         return self.state is not None
 

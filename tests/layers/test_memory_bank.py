@@ -1,0 +1,142 @@
+"""The bank against its equations: the online write equals the softmax, gates and initial bank are what they should be."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnemon.layers.memory_bank import MemoryBank, initial_bank, rms_normalise
+
+B, D, J, W, H = 2, 20, 5, 12, 3
+
+
+def bank_layer(**options) -> MemoryBank:
+    torch.manual_seed(1)
+    layer = MemoryBank(D, J, W, H, forget_bias=1.0, **options)
+    with torch.no_grad():
+        for parameter, value in layer.initial_values():
+            parameter.copy_(value)
+        for gate in (layer.output_gate, layer.input_gate, layer.forget_gate, layer.forget_gate_bank):
+            gate.weight.normal_()
+    return layer.double()
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def direct_update(layer: MemoryBank, bank: torch.Tensor, residual: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The write, one row, one head and one slot at a time, straight from the equations."""
+    d = W // H
+    new = bank.clone()
+    for row in range(B):
+        y = residual[row] * torch.rsqrt(residual[row].square().mean(-1, keepdim=True) + layer.norm_eps)
+        y = y * layer.write_norm
+        hat = rms_normalise(bank[row])
+        query = hat @ layer.write_query.weight.T + layer.slot_key
+        key, value = y @ layer.write_key.weight.T, y @ layer.write_value.weight.T
+        written = torch.zeros(J, W, dtype=torch.float64)
+        for head in range(H):
+            part = slice(head * d, (head + 1) * d)
+            for slot in range(J):
+                score = key[:, part] @ query[slot, part] / math.sqrt(d)
+                age = torch.arange(len(score) - 1, -1, -1, dtype=torch.float64)
+                score = score - layer.recency_slope[head] * age
+                weight = score.masked_fill(~mask[row], float("-inf")).softmax(0)
+                written[slot, part] = weight @ value[:, part]
+        gate_in = torch.sigmoid(layer.input_gate(written))
+        gate_forget = torch.sigmoid(layer.forget_gate(written) + layer.forget_gate_bank(hat))
+        new[row] = gate_in * torch.tanh(written) + gate_forget * bank[row]
+    return new
+
+
+def gathered(layer: MemoryBank, bank: torch.Tensor, residual: torch.Tensor, cuts: list[int], valid=None):
+    statistics = layer.empty_statistics(B, residual)
+    segment = layer.open_segment(bank)
+    width = residual.shape[1]
+    for start, end in zip([0, *cuts], [*cuts, width], strict=True):
+        positions = torch.arange(start, end)[None]
+        part = None if valid is None else valid[:, start:end]
+        statistics = layer.gather(residual[:, start:end], positions, part, segment, statistics)
+    return statistics
+
+
+@given(width=st.integers(1, 33), cuts=st.sets(st.integers(1, 32), max_size=4))
+def test_the_online_write_equals_the_equations_at_any_cut(width, cuts):
+    layer, bank, residual = bank_layer(), random(B, J, W), random(B, width, D, seed=2)
+    everything = torch.ones(B, width, dtype=torch.bool)
+    statistics = gathered(layer, bank, residual, sorted(cut for cut in cuts if cut < width))
+    updated, _ = layer.update(bank, statistics)
+    assert torch.allclose(updated, direct_update(layer, bank, residual, everything), atol=1e-12)
+
+
+def test_masked_tokens_take_no_part_in_the_write():
+    layer, bank, residual = bank_layer(), random(B, J, W), random(B, 11, D, seed=2)
+    valid = torch.ones(B, 11, dtype=torch.bool)
+    valid[:, 8:] = False
+    with_blanks, _ = layer.update(bank, gathered(layer, bank, residual, [4, 9], valid))
+    without, _ = layer.update(bank, gathered(layer, bank, residual[:, :8], [4]))
+    assert torch.allclose(with_blanks, without, atol=1e-14)
+
+
+def test_the_online_write_has_the_gradients_of_the_equations():
+    layer, bank = bank_layer(), random(B, J, W)
+    mask = torch.ones(B, 13, dtype=torch.bool)
+    gradients = []
+    for direct in (True, False):
+        layer.zero_grad()
+        start, residual = bank.clone().requires_grad_(), random(B, 13, D, seed=2).requires_grad_()
+        if direct:
+            updated = direct_update(layer, start, residual, mask)
+        else:
+            updated, _ = layer.update(start, gathered(layer, start, residual, [5, 6]))
+        (updated * random(B, J, W, seed=9)).sum().backward()
+        parameters = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+        gradients.append([start.grad, residual.grad, *parameters])
+    for expected, found in zip(*gradients, strict=True):
+        assert torch.allclose(expected, found, atol=1e-12)
+
+
+def test_reading_is_the_gated_attention_of_the_equations():
+    layer, bank, x = bank_layer(), random(B, J, W), random(B, 6, D, seed=3)
+    term, weights = layer.read(x, layer.open_segment(bank))
+    hat, d = rms_normalise(bank), W // H
+    retrieved = torch.zeros(B, 6, W, dtype=torch.float64)
+    for head in range(H):
+        part = slice(head * d, (head + 1) * d)
+        query, key = (x @ layer.read_query.weight.T)[..., part], (hat @ layer.read_key.weight.T)[..., part]
+        attention = (query @ key.transpose(1, 2) / math.sqrt(d)).softmax(-1)
+        assert torch.allclose(attention, weights[:, head], atol=1e-12)
+        retrieved[..., part] = attention @ (hat @ layer.read_value.weight.T)[..., part]
+    expected = (torch.sigmoid(layer.output_gate(retrieved)) * retrieved) @ layer.output.weight.T
+    assert torch.allclose(term, expected, atol=1e-12)
+
+
+def test_top_k_reads_use_k_slots_per_head():
+    layer = bank_layer(read_top_k=2)
+    _, weights = layer.read(random(B, 6, D), layer.open_segment(random(B, J, W)))
+    assert ((weights > 0).sum(-1) == 2).all()
+    assert torch.allclose(weights.sum(-1), torch.ones_like(weights[..., 0]))
+
+
+@pytest.mark.parametrize(("slots", "width"), [(4, 9), (9, 9), (40, 6), (300, 2)])
+def test_the_initial_bank_has_distinct_unit_rows_and_is_the_identity_where_it_can(slots, width):
+    bank = initial_bank(slots, width)
+    assert torch.allclose(bank.norm(dim=-1), torch.ones(slots), atol=1e-6)
+    diagonal = min(slots, width)
+    assert torch.equal(bank[:diagonal], torch.eye(diagonal, width))
+    assert (bank[:, None] - bank[None]).norm(dim=-1).add(torch.eye(slots) * 9).min() > 1e-6
+    assert torch.equal(bank, initial_bank(slots, width))
+
+
+def test_a_later_token_counts_more_where_the_recency_slope_is_positive():
+    layer, bank = bank_layer(), random(B, J, W)
+    token = random(1, 1, D).expand(B, 10, D)  # ten equal tokens: only their order differs
+    assert layer.recency_slope.tolist() == [0.0, 0.05000000074505806, 0.20000000298023224]
+    keys = layer.write_key(token)
+    assert torch.allclose(keys[:, 0], keys[:, -1])
+    last = layer.gather(token, torch.arange(10)[None], None, layer.open_segment(bank), layer.empty_statistics(B, token))
+    weights = torch.exp(layer.recency_slope[:, None] * (torch.arange(10) - 9))
+    assert torch.allclose(last.total[0, :, 0], weights.sum(-1), atol=1e-9)
