@@ -5,8 +5,9 @@ and plain models take exactly the same path. Batches are formed by a token budge
 B x T x T, which is what runs out first at long lengths.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +73,7 @@ def generate_answers(
             raise DataError(f"prompt {index} has no token; an empty prompt cannot be answered")
     config = _greedy_config(model, tokenizer, max_new_tokens)
     texts, new_tokens, seconds = [""] * len(rows), 0, 0.0
-    was_training = model.training
-    model.eval()
-    try:
+    with _evaluating(model, config):
         for batch in plan_batches([len(row) for row in rows], batch_size=batch_size, max_batch_tokens=max_batch_tokens):
             started = time.perf_counter()
             new_rows = _generate_batch(model, [rows[i] for i in batch], config, generate_kwargs or {})
@@ -84,8 +83,6 @@ def generate_answers(
                 new_tokens += len(new_row)
             if on_batch is not None:
                 on_batch(len(batch))
-    finally:
-        model.train(was_training)
     return Answers(texts, seconds, sum(map(len, rows)), new_tokens)
 
 
@@ -109,6 +106,25 @@ def plan_batches(lengths: Sequence[int], *, batch_size: int | None, max_batch_to
         else:
             batches.append([index])
     return batches
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Put a model into evaluation mode with no generation defaults but ours, and put everything back afterwards.
+
+    Hugging Face fills every unset generation option from the model's own configuration, so a repetition penalty stored
+    with a checkpoint would otherwise change what we call greedy.
+    """
+    was_training, stored = model.training, getattr(model, "generation_config", None)
+    model.eval()
+    if stored is not None:
+        model.generation_config = config
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        if stored is not None:
+            model.generation_config = stored
 
 
 def _generate_batch(
@@ -138,7 +154,7 @@ def _until_stop(row: list[int], config: GenerationConfig) -> list[int]:
 
 
 def _greedy_config(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
-    """Build a configuration of our own, so that sampling defaults stored with a checkpoint cannot leak in."""
+    """Describe greedy decoding; stop at the end tokens of tokenizer and checkpoint (chat models have several)."""
     stops: set[int] = set()
     for owner in (tokenizer, getattr(model, "generation_config", None)):
         ids = getattr(owner, "eos_token_id", None)

@@ -1,0 +1,89 @@
+"""`mnemon eval` as a user meets it: whole command lines on tiny saved models."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnemon.cli.app import main
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, lm2: Any, plain: Any, tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in (("tiny-lm2", lm2), ("tiny-plain", plain)):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "tiny-lm2" / "recipe.yaml").write_text("data: {tasks: [qa1, qa6]}\nevaluation: {layout: short}\n")
+    return folder
+
+
+def test_two_models_are_compared_and_everything_is_written(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    words = ["eval", str(saved / "tiny-lm2"), f"Llama={saved / 'tiny-plain'}", "--lengths", "0k,1k", "--samples", "3"]
+    assert main([*words, "--max-new-tokens", "3", "-o", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny-lm2 (knocked out)" in printed
+    assert "Llama" in printed
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"results.json", "predictions.jsonl", "table.md", "report.html", "accuracy_over_length.png"}
+    value = json.loads((folder / "results.json").read_text())
+    assert value["results"][0]["settings"]["tasks"] == ["qa1", "qa6"]
+    assert value["results"][0]["settings"]["layout"] == "short"
+
+
+def test_a_folder_with_results_is_protected_and_can_be_resumed(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(saved / "tiny-plain"), "--tasks", "qa1", "--layout", "short", "--samples", "2", "--json"]
+    words += ["--max-new-tokens", "2", "-o", str(tmp_path / "out"), "--lengths"]
+    assert main([*words, "0k"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main([*words, "0k"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main([*words, "0k,1k", "--resume"]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert second["results"][0]["cells"][0] == first["results"][0]["cells"][0]
+    assert len(second["results"][0]["cells"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "qa1,qa99"], "unknown task 'qa99'"),
+        (["--lengths", "3x"], "3x"),
+        (["--layout", "long"], "unknown layout 'long'"),
+        (["--batch-size", "none"], "--batch-size"),
+        (["--suite", "mmlu"], "unknown suite 'mmlu'"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--babi", "nowhere"], "expected one file qa1_"),
+        (["--babi", "a", "--data", "b"], "exclude each other"),
+        (["--data", "nowhere/x.json"], "qa1/4k.json"),
+        (["--background", "nowhere", "--samples", "1"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["eval", str(saved / "tiny-lm2"), "-o", str(tmp_path / "out"), *words]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("mnemon: error:")
+    assert message in error
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "no-such-model", "-o", str(tmp_path)]) == 2
+    assert "no-such-model" in capsys.readouterr().err
+
+
+def test_real_data_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mnemon.cli.eval import _command_line, _portable
+
+    monkeypatch.setenv("MNEMON_REAL_DATA", "/somewhere/data/")
+    assert _portable("/somewhere/data/babi") == "$MNEMON_REAL_DATA/babi"
+    assert _portable("/elsewhere/babi") == "/elsewhere/babi"
+    line = _command_line(["x", "eval", "m", "--babi", "/somewhere/data/babi", "--tasks", "a b"])
+    assert line == "mnemon eval m --babi \"$MNEMON_REAL_DATA/babi\" --tasks 'a b'"
