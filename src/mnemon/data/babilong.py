@@ -171,7 +171,7 @@ def _generated_pairs(maker: _Maker, name: str, split: Split, start: int) -> Iter
                 break
         else:
             raise ConfigError(
-                f"no story of {maker.task} fits into {maker.target} tokens; use a greater length or fewer reserved tokens"
+                f"no story of {maker.task} fits into {maker.target} tokens; use a greater length or reserve fewer tokens"
             )
 
 

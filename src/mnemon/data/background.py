@@ -158,9 +158,9 @@ def _topic_texts(name: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 def _docstrings(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if text := ast.get_docstring(node):
-                yield text
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and (text := ast.get_docstring(node)):
+            yield text
 
 
 _PROSE = re.compile(r"[\"'(]?[A-Z][\x20-\x7e]*[.!?][\"')]*")

@@ -30,7 +30,7 @@ def evaluation_prompt(sample: Sample, layout: Literal["short", "official"] = "sh
 
     Args:
         sample: the sample.
-        layout: `"short"` ends in `Answer:` (the layout of `training_example`); `"official"` is the full BABILong prompt.
+        layout: `"short"` ends in `Answer:` (see `training_example`); `"official"` is the full BABILong prompt.
 
     Raises:
         ConfigError: the layout is unknown.

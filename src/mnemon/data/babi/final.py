@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-from mnemon.data.babi.solver import Event, answer_from, last_location, object_track, parse
+from mnemon.data.babi.claims import direction_questions
+from mnemon.data.babi.solver import OPPOSITE, Event, answer_from, last_location, object_track, parse
 from mnemon.data.babi.story import GENERATED_TASKS, Question, Story, check_task
 from mnemon.data.babi.world import PLACES, PLACES_QA10
 from mnemon.errors import ConfigError, DataError
@@ -86,17 +87,8 @@ def _where_objects_were(events: Sequence[Event], rng: random.Random) -> Iterator
 
 
 def _directions(events: Sequence[Event], rng: random.Random) -> Iterator[str]:
-    opposite = {"north": "south", "south": "north", "east": "west", "west": "east"}
-    forms = []
-    for event in events:
-        back = opposite[event.side]
-        forms.append(
-            rng.choice((f"What is {event.side} of the {event.other}?", f"What is the {event.other} {back} of?"))
-        )
-        forms.append(
-            rng.choice((f"What is {back} of the {event.place}?", f"What is the {event.place} {event.side} of?"))
-        )
-    yield from _shuffled(rng, forms)
+    for event in rng.sample(events, len(events)):
+        yield rng.choice(direction_questions(event.other, event.side, OPPOSITE[event.side]))
 
 
 def _gives(events: Sequence[Event], rng: random.Random) -> Iterator[str]:

@@ -10,25 +10,22 @@ import itertools
 import random
 from collections.abc import Callable
 
-from mnemon.data.babi.story import GENERATED_TASKS, Question, Statement, Story, check_task
-from mnemon.data.babi.world import (
-    PERSONS,
-    PERSONS_QA5,
-    PERSONS_QA10,
-    PLACES,
-    PLACES_QA10,
-    QA3_GET_THERE_SHARE,
-    Told,
-    World,
+from mnemon.data.babi import claims
+from mnemon.data.babi.story import (
+    GENERATED_TASKS,
+    QUESTIONS_PER_STORY,
+    Asked,
+    Question,
+    Statement,
+    Story,
+    StoryWriter,
+    check_task,
 )
+from mnemon.data.babi.world import PERSONS_QA5, QA3_GET_THERE_SHARE, Told, World, ask_place
 from mnemon.errors import ConfigError
 
-QUESTIONS_PER_STORY = 5
-FRESH_STATEMENTS = 5
 EARLIER_LEG_WEIGHT = 0.75
 COUNTS = ("none", "one", "two", "three")
-
-Asked = tuple[str, str, tuple[int, ...]]  # question, answer, supporting lines
 
 
 def generate(task: str, num_stories: int, seed: int) -> list[Story]:
@@ -62,32 +59,6 @@ def random_story(task: str, rng: random.Random) -> Story:
     return Story(task, _SCHEMES[task](rng))
 
 
-class _Writer:
-    """Collects the lines of one story and numbers them."""
-
-    def __init__(self) -> None:
-        self.lines: list[Statement | Question] = []
-
-    @property
-    def next_line(self) -> int:
-        return len(self.lines) + 1
-
-    @property
-    def fresh_since(self) -> int:
-        """Line of the oldest statement that counts as fresh."""
-        return [line.line for line in self.lines if isinstance(line, Statement)][-FRESH_STATEMENTS:][0]
-
-    def state(self, text: str) -> None:
-        self.lines.append(Statement(self.next_line, text))
-
-    def ask(self, asked: Asked) -> None:
-        text, answer, supporting = asked
-        self.lines.append(Question(self.next_line, text, answer, supporting))
-
-    def finish(self) -> tuple[Statement | Question, ...]:
-        return tuple(self.lines)
-
-
 def _simulate(
     world: World, actions: tuple[str, ...], candidates: Callable[[World, int], list[Asked]]
 ) -> tuple[Statement | Question, ...]:
@@ -96,7 +67,7 @@ def _simulate(
     `candidates` gets the oldest line that counts as fresh and lists the questions that hang on a fresh statement, one
     entry per statement, so that a subject of several fresh statements is asked more often. So do the published files.
     """
-    writer, asked = _Writer(), 0
+    writer, asked = StoryWriter(), 0
     while asked < QUESTIONS_PER_STORY:
         for _ in range(2):
             writer.state(world.act(actions, writer.next_line))
@@ -161,28 +132,6 @@ def _leg(rng: random.Random, ride: list[Told]) -> tuple[Told, Told]:
     return before, here
 
 
-def _qa4(rng: random.Random) -> tuple[Statement | Question, ...]:
-    row = rng.sample(PLACES, 3)
-    ahead, behind = rng.choice((("north", "south"), ("east", "west")))
-    pairs = [(row[0], row[1]), (row[1], row[2])]  # the first of a pair lies `ahead` of the second
-    rng.shuffle(pairs)
-    writer = _Writer()
-    for first, second in pairs:
-        if rng.random() < 0.5:
-            writer.state(f"The {first} is {ahead} of the {second}.")
-        else:
-            writer.state(f"The {second} is {behind} of the {first}.")
-    line = rng.randrange(2)
-    first, second = pairs[line]
-    asked, answer, side = rng.choice(((first, second, behind), (second, first, ahead)))
-    if rng.random() < 0.5:
-        writer.ask((f"What is {side} of the {asked}?", answer, (line + 1,)))
-    else:
-        other = ahead if side == behind else behind
-        writer.ask((f"What is the {asked} {other} of?", answer, (line + 1,)))
-    return writer.finish()
-
-
 def _qa5(rng: random.Random) -> tuple[Statement | Question, ...]:
     return _simulate(World(rng, PERSONS_QA5), ("move", "get", "drop", "give"), _last_give)
 
@@ -208,16 +157,8 @@ def _qa6(rng: random.Random) -> tuple[Statement | Question, ...]:
 
 def _are_persons_there(world: World, since: int) -> list[Asked]:
     return [
-        _ask_place(world.rng, person, world.told[person], world.places)
-        for line, person in world.moves
-        if line >= since
+        ask_place(world.rng, person, world.told[person], world.places) for line, person in world.moves if line >= since
     ]
-
-
-def _ask_place(rng: random.Random, person: str, told: Told, places: tuple[str, ...]) -> Asked:
-    yes = rng.random() < 0.5
-    place = told.place if yes else rng.choice([other for other in places if other != told.place])
-    return f"Is {person} in the {place}?", "yes" if yes else "no", (told.line,)
 
 
 def _qa7(rng: random.Random) -> tuple[Statement | Question, ...]:
@@ -252,80 +193,15 @@ def _what_objects(world: World, since: int) -> list[Asked]:
     ]
 
 
-def _claims(
-    rng: random.Random,
-    persons: tuple[str, ...],
-    places: tuple[str, ...],
-    claim: Callable[[World, str], tuple[str, tuple[str, ...], str]],
-    answer: Callable[[random.Random, str, tuple[str, ...]], tuple[str, str]],
-) -> tuple[Statement | Question, ...]:
-    """Write the scheme of qa9 and qa10: half moves, half claims, then a yes-no question about a person's last line."""
-    world, writer = World(rng, persons, places), _Writer()
-    last: dict[str, tuple[str, tuple[str, ...], int]] = {}
-    subjects: list[str] = []
-    for _ in range(QUESTIONS_PER_STORY):
-        for _ in range(2):
-            line = writer.next_line
-            person = rng.choice(persons)
-            if rng.random() < 0.5:
-                kind, told = "in", (rng.choice([place for place in places if place != world.where[person]]),)
-                world.where[person] = told[0]
-                sentence = f"{person} {rng.choice(('went to', 'journeyed to', 'travelled to', 'moved to', 'went back to'))} the {told[0]}."
-            else:
-                kind, told, sentence = claim(world, person)
-            last[person] = (kind, told, line)
-            subjects.append(person)
-            writer.state(sentence)
-        person = rng.choice(subjects[-FRESH_STATEMENTS:])
-        kind, told, line = last[person]
-        place, reply = answer(rng, kind, told)
-        writer.ask((f"Is {person} in the {place}?", reply, (line,)))
-    return writer.finish()
-
-
-def _qa9(rng: random.Random) -> tuple[Statement | Question, ...]:
-    def claim(world: World, person: str) -> tuple[str, tuple[str, ...], str]:
-        here = world.where[person]
-        if rng.random() < 0.5:
-            return "in", (here,), f"{person} is in the {here}."
-        place = rng.choice([other for other in PLACES if other != here])
-        return "out", (place,), f"{person} is {rng.choice(('not', 'no longer'))} in the {place}."
-
-    def answer(rng: random.Random, kind: str, told: tuple[str, ...]) -> tuple[str, str]:
-        if kind == "out":
-            return told[0], "no"
-        if rng.random() < 0.5:
-            return told[0], "yes"
-        return rng.choice([place for place in PLACES if place not in told]), "no"
-
-    return _claims(rng, PERSONS, PLACES, claim, answer)
-
-
-def _qa10(rng: random.Random) -> tuple[Statement | Question, ...]:
-    def claim(world: World, person: str) -> tuple[str, tuple[str, ...], str]:
-        if rng.random() < 0.5:
-            here = world.where[person]
-            return "in", (here,), f"{person} is in the {here}."
-        first, second = rng.sample(PLACES_QA10, 2)
-        return "either", (first, second), f"{person} is either in the {first} or the {second}."
-
-    def answer(rng: random.Random, kind: str, told: tuple[str, ...]) -> tuple[str, str]:
-        if rng.random() < (0.58 if kind == "either" else 0.5):
-            return rng.choice(told), "maybe" if kind == "either" else "yes"
-        return rng.choice([place for place in PLACES_QA10 if place not in told]), "no"
-
-    return _claims(rng, PERSONS_QA10, PLACES_QA10, claim, answer)
-
-
 _SCHEMES: dict[str, Callable[[random.Random], tuple[Statement | Question, ...]]] = {
     "qa1": _qa1,
     "qa2": _qa2,
     "qa3": _qa3,
-    "qa4": _qa4,
+    "qa4": claims.two_directions,
     "qa5": _qa5,
     "qa6": _qa6,
     "qa7": _qa7,
     "qa8": _qa8,
-    "qa9": _qa9,
-    "qa10": _qa10,
+    "qa9": claims.negations,
+    "qa10": claims.alternatives,
 }

@@ -48,7 +48,7 @@ def read(path: str | Path) -> list[Story]:
 
 
 def read_text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """Return the lines of a text file without their ends (`\\n` or `\\r\\n`), refusing damaged files.
+    """Return the lines of a text file without their line feeds and carriage returns, refusing damaged files.
 
     Raises:
         DataError: the file is missing, empty, a torn gzip, undecodable or contains NUL bytes; file and line are named.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 from mnemon.errors import ConfigError
 
 TASKS: tuple[str, ...] = tuple(f"qa{number}" for number in range(1, 21))
 GENERATED_TASKS: tuple[str, ...] = TASKS[:10]
+QUESTIONS_PER_STORY = 5
+FRESH_STATEMENTS = 5  # a generated question hangs on one of this many last statements, as in the published files
+
+Asked = tuple[str, str, tuple[int, ...]]  # question, answer, supporting lines
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,36 @@ class Story:
         return tuple(statement for statement in self.statements if statement.line < question.line)
 
 
+class StoryWriter:
+    """Collects the lines of one story and numbers them."""
+
+    def __init__(self) -> None:
+        self.lines: list[Statement | Question] = []
+
+    @property
+    def next_line(self) -> int:
+        """Id of the line to be written next."""
+        return len(self.lines) + 1
+
+    @property
+    def fresh_since(self) -> int:
+        """Line of the oldest statement that counts as fresh."""
+        return [line.line for line in self.lines if isinstance(line, Statement)][-FRESH_STATEMENTS:][0]
+
+    def state(self, text: str) -> None:
+        """Append a statement."""
+        self.lines.append(Statement(self.next_line, text))
+
+    def ask(self, asked: Asked) -> None:
+        """Append a question."""
+        text, answer, supporting = asked
+        self.lines.append(Question(self.next_line, text, answer, supporting))
+
+    def finish(self) -> tuple[Statement | Question, ...]:
+        """Return the lines written."""
+        return tuple(self.lines)
+
+
 def check_task(task: str, known: tuple[str, ...] = TASKS) -> str:
     """Return `task` if it is one of `known`.
 
@@ -62,8 +97,6 @@ def check_task(task: str, known: tuple[str, ...] = TASKS) -> str:
     """
     if task in known:
         return task
-    import difflib
-
     near = difflib.get_close_matches(str(task), known, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else f"use one of {known[0]} ... {known[-1]}"
     if task in TASKS:

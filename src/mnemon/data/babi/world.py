@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from mnemon.data.babi.story import Asked
+
 OBJECTS = ("apple", "football", "milk")
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 PLACES_QA10 = ("bedroom", "cinema", "kitchen", "office", "park", "school")
@@ -160,3 +162,10 @@ class World:
 
     def _touch(self, person: str, line: int) -> None:
         self.touched.setdefault(person, []).append(line)
+
+
+def ask_place(rng: random.Random, person: str, told: Told, places: tuple[str, ...]) -> Asked:
+    """Ask whether a person is in a place: half the time the true one, else any other."""
+    yes = rng.random() < 0.5
+    place = told.place if yes else rng.choice([other for other in places if other != told.place])
+    return f"Is {person} in the {place}?", "yes" if yes else "no", (told.line,)
