@@ -156,5 +156,6 @@ def test_nothing_to_resume_contradictions_and_files_are_refused(tmp_path: Path) 
         prepare_output_folder(tmp_path / "file", overwrite=True)
 
 
-def test_an_empty_folder_is_free_to_use(tmp_path: Path) -> None:
+def test_an_empty_folder_is_free_to_use_even_after_a_run_that_wrote_nothing(tmp_path: Path) -> None:
+    assert prepare_output_folder(tmp_path) == tmp_path
     assert prepare_output_folder(tmp_path) == tmp_path

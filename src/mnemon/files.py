@@ -178,7 +178,8 @@ def prepare_output_folder(path: str | Path, overwrite: bool = False, resume: boo
         raise ConfigError("--overwrite and --resume exclude each other; give one of them")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, expected a folder for the results")
-    occupied = folder.is_dir() and any(folder.iterdir())
+    # A run that failed before it wrote anything leaves the marker alone, and nothing to protect.
+    occupied = folder.is_dir() and any(entry.name != RUN_MARKER for entry in folder.iterdir())
     if resume and not occupied:
         raise ConfigError(f"{folder}: holds no run to resume; leave out --resume to start one")
     if occupied and not resume:

@@ -152,9 +152,9 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
     def _embedding_weight(self) -> Tensor:
         return cast(Tensor, self.get_input_embeddings().weight)
 
-    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], **kwargs: Any) -> None:
+    def set_attn_implementation(self, attn_implementation: str | dict[Any, Any], *args: Any, **kwargs: Any) -> None:
         """Choose the attention implementation of the decoder (the memory has only one)."""
-        self.base.set_attn_implementation(attn_implementation, **kwargs)
+        self.base.set_attn_implementation(attn_implementation, *args, **kwargs)
         self.config._attn_implementation_internal = self.base.config._attn_implementation
 
     def initial_state(self, batch_size: int) -> MemoryState:
