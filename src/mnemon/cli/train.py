@@ -34,24 +34,22 @@ def train(
     from mnemon.training.recipe_io import load_recipe
 
     checked = load_recipe(recipe, changes)
-    from mnemon.training.run import plan
+    from mnemon.training.run import output_folder, plan
     from mnemon.training.run import train as run
 
     if dry_run:
         _print_plan(plan(checked), json_output)
         return
     summary = run(checked, output, overwrite=overwrite, resume=resume)
-    folder = output or checked.output.folder or Path("runs") / checked.name
     if summary["stop_reason"] == "interrupted":
         print(f"stopped and saved at step {summary['steps']}; go on with --resume", file=sys.stderr)
         raise typer.Exit(130)
     if json_output:
         print(json.dumps(summary))
-    else:
-        print(
-            f"{folder}: {summary['tokens']:,} tokens in {summary['minutes']} minutes, ended by {summary['stop_reason']}"
-        )
-        _print_validation(summary["validation"])
+        return
+    done = f"{summary['tokens']:,} tokens in {summary['minutes']} minutes, ended by {summary['stop_reason']}"
+    print(f"{output_folder(checked, output)}: {done}")
+    _print_validation(summary["validation"])
 
 
 def _print_plan(plan: dict[str, Any], as_json: bool) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from mnemon.data.tokenizer import default_training_texts, train_tokenizer
 from mnemon.errors import CheckpointError, ConfigError
@@ -28,7 +35,7 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         texts = default_training_texts(recipe.tokenizer.seed)
         return train_tokenizer(texts, recipe.tokenizer.vocab_size)
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(_checkpoint_folder(source))
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(_checkpoint_folder(source))
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer in {source}: {str(error).splitlines()[0]}") from None
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
@@ -112,8 +119,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     for what, names in (("missing", missing), ("extra", extra), ("mis-shaped", wrong)):
         if names:
             raise CheckpointError(f"{folder} does not fit the recipe's model: {what} tensors {', '.join(names[:5])}")
-    model.load_state_dict(tensors, strict=False)
-    model.tie_weights()
+    model.load_state_dict(tensors, strict=False)  # tied tensors share storage with one that is there
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
@@ -121,14 +127,15 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     memory = sum(p.numel() for name, p in model.named_parameters() if name.split(".")[0] == "memory")
     return {
         "total": sum(parameter.numel() for parameter in model.parameters()),
-        "embedding": model.get_input_embeddings().weight.numel(),
+        "embedding": sum(weight.numel() for weight in model.get_input_embeddings().parameters()),
         "memory": memory,
     }
 
 
 def _new_model(section: ModelSection, config: PreTrainedConfig) -> PreTrainedModel:
     if section.lm2 is None:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return plain
     from mnemon.models.configuration_lm2 import LM2Config
     from mnemon.models.modeling_lm2 import LM2ForCausalLM
 
@@ -147,9 +154,7 @@ def _checkpoint_folder(source: str) -> Path:
 
 
 def _model_types() -> Iterator[str]:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    yield from CONFIG_MAPPING_NAMES
+    yield from CONFIG_MAPPING
 
 
 def _near(word: str, known: list[str]) -> str:

@@ -65,7 +65,7 @@ def newest_whole(folder: Path) -> Path:
     found = _by_step(folder)
     if not found:
         raise CheckpointError(f"{folder} holds no checkpoint to resume from; start again with --overwrite")
-    faults = []
+    faults: list[str] = []
     for checkpoint in reversed(found):
         fault = fault_of(checkpoint)
         if fault is None:

@@ -31,8 +31,8 @@ def _head(recipe: Recipe, summary: dict[str, Any]) -> list[str]:
         "```python", "import mnemon", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
         "mnemon.register()", 'model = AutoModelForCausalLM.from_pretrained("PATH")',
         'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```", "",
-        "Prompt: `<context>`, newline, the text, newline, `</context>`, blank line, `Question: ...`, newline, `Answer:`.",
-        "",
+        "Prompt: `<context>`, newline, the text, newline, `</context>`, blank line, `Question: ...`, newline, "
+        "`Answer:`.", "",
     ]  # fmt: skip
 
 
@@ -43,7 +43,8 @@ def _facts(recipe: Recipe, summary: dict[str, Any]) -> list[str]:
         "background": recipe.data.background,
         "context lengths trained (tokens)": f"{', '.join(map(str, recipe.data.lengths))}; reached "
         f"{summary['trained_length']}",
-        "parameters": f"{parameters['total']:,} (embedding {parameters['embedding']:,}, memory {parameters['memory']:,})",
+        "parameters": f"{parameters['total']:,} (embedding {parameters['embedding']:,}, "
+        f"memory {parameters['memory']:,})",
         "tokens seen": f"{summary['tokens']:,} in {summary['steps']:,} steps",
         "time": f"{summary['minutes']} minutes at {summary['tokens_per_second']:,} tokens per second",
         "machine": f"{machine['device']}, {machine['threads']} threads, {machine['platform']}",

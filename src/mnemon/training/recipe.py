@@ -137,7 +137,7 @@ class DataSection(Section):
     @field_validator("tasks", mode="before")
     @classmethod
     def _weigh(cls, tasks: Any) -> Any:
-        return {task: 1.0 for task in tasks} if isinstance(tasks, list) else tasks
+        return dict.fromkeys(tasks, 1.0) if isinstance(tasks, list) else tasks
 
     @field_validator("tasks")
     @classmethod
@@ -163,6 +163,7 @@ class OptimisationSection(Section):
     Attributes:
         schedule: shape of the learning rate after `warmup_steps`: it falls to `floor` times the peak at the end of
             `max_tokens` (of `max_minutes` where no token budget is given, which then depends on the machine's speed).
+            `trapezoid` holds the peak for 70 % of the budget and falls linearly over the rest.
         batch_tokens: tokens of one optimisation step, padding included; rows = batch_tokens // length.
         max_tokens, max_minutes: the run ends at whichever comes first.
         dtype: arithmetic of the forward pass; weights and optimiser stay float32.
@@ -173,7 +174,7 @@ class OptimisationSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
     warmup_steps: Annotated[int, Field(ge=0)] = 100
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "trapezoid"] = "cosine"
     floor: Share = 0.1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     batch_tokens: Positive = 8192

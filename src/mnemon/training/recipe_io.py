@@ -10,8 +10,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mnemon.errors import ConfigError
-from mnemon.files import atomic_write_text
+from mnemon.errors import ConfigError, DataError
+from mnemon.files import atomic_write_text, read_text
 from mnemon.training.recipe import Recipe
 
 
@@ -70,11 +70,9 @@ def _read(source: str | Path) -> str:
     if not path.is_file():
         raise ConfigError(f"no recipe {source}: expected a YAML file{_or_shipped(name)}")
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
+        return read_text(path)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _or_shipped(name: str) -> str:

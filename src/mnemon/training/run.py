@@ -30,7 +30,7 @@ from mnemon.training.build import build_model, build_tokenizer, count_parameters
 from mnemon.training.curriculum import Curriculum
 from mnemon.training.model_card import model_card
 from mnemon.training.recipe import Recipe
-from mnemon.training.recipe_io import check_recipe, load_recipe, save_recipe
+from mnemon.training.recipe_io import load_recipe, save_recipe
 from mnemon.training.telemetry import Telemetry, TrainingLog
 from mnemon.training.trainer import AnswerTrainer, Progress
 from mnemon.training.validation import validate
@@ -70,9 +70,17 @@ def train(
         ConfigError: the recipe does not fit the folder, or a value is refused by the model.
         RunError: the loss became non-finite or the disk is full; the last checkpoint is intact.
     """
-    folder = prepare_output_folder(
-        output or recipe.output.folder or Path("runs") / recipe.name, overwrite=overwrite, resume=resume
-    )
+    folder = prepare_output_folder(output_folder(recipe, output), overwrite=overwrite, resume=resume)
+    with _quiet_library():
+        return _run(recipe, folder, resume, show_progress)
+
+
+def output_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
+    """Return the folder of a run: the one asked for, else the recipe's, else `runs/<name>`."""
+    return Path(output or recipe.output.folder or Path("runs") / recipe.name)
+
+
+def _run(recipe: Recipe, folder: Path, resume: bool, show_progress: bool) -> dict[str, Any]:
     set_threads(recipe.optimisation.threads)
     checkpoint = _checkpoint_to_resume(recipe, folder) if resume else None
     tokenizer = _run_tokenizer(recipe, folder, resume)
@@ -107,7 +115,7 @@ def summarise(recipe: Recipe, trainer: AnswerTrainer) -> dict[str, Any]:
         "version": mnemon.__version__,
         "seed": recipe.seed,
         "kind": recipe.model.kind,
-        "parameters": count_parameters(trainer.model),
+        "parameters": count_parameters(trainer.network),
         "steps": trainer.state.global_step,
         "tokens": progress.tokens,
         "minutes": round(seconds / 60, 2),
@@ -201,10 +209,26 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _run_tokenizer(recipe: Recipe, folder: Path, resume: bool) -> PreTrainedTokenizerFast:
     """Return the tokenizer of the run: the folder's own when resuming, else the recipe's, written to the folder."""
     if resume:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        saved: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+        return saved
     tokenizer = build_tokenizer(recipe)
     _write_aside(folder, tokenizer.save_pretrained)
     return tokenizer
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Silence Hugging Face's notes and bars (one bar per written file) while our own display runs."""
+    library = transformers.utils.logging
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()
 
 
 def _write_aside(folder: Path, write: Callable[[Path], Any]) -> None:
@@ -254,6 +278,3 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     size = recipe.tokenizer.vocab_size if tokenizer is None else len(tokenizer)
     model = build_model(recipe, size, tokenizer)
     return {"recipe": recipe.model_dump(mode="json"), "parameters": count_parameters(model)}
-
-
-__all__ = ["check_recipe", "plan", "summarise", "train", "write_results"]

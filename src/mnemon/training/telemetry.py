@@ -151,7 +151,8 @@ class _Display:
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn(),
             console=console,
         )  # fmt: skip
-        self._bar.add_task(self.trainer.recipe.name, total=1.0, completed=self._fraction(), text="")
+        self._bar.add_task(self.trainer.recipe.name, total=1.0, text="")
+        self._bar.update(self._bar.task_ids[0], completed=self._fraction())
         self._bar.start()
 
     def update(self, entry: dict[str, Any]) -> None:

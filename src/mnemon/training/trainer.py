@@ -28,6 +28,7 @@ from mnemon.training.curriculum import Curriculum
 from mnemon.training.recipe import OptimisationSection, Recipe
 
 _ENDLESS = 10**9
+_TRAPEZOID_TOP = 0.7
 
 
 @dataclass
@@ -82,9 +83,12 @@ def learning_rate_factor(options: OptimisationSection, step: int, fraction: floa
         A factor in [0, 1]: linear warm-up, then the schedule.
     """
     warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
-    if options.schedule == "constant":
-        return warm
-    fall = fraction if options.schedule == "linear" else (1 - math.cos(math.pi * fraction)) / 2
+    fall = {
+        "constant": 0.0,
+        "linear": fraction,
+        "cosine": (1 - math.cos(math.pi * fraction)) / 2,
+        "trapezoid": max(0.0, (fraction - _TRAPEZOID_TOP) / (1 - _TRAPEZOID_TOP)),
+    }[options.schedule]
     return warm * (1 - (1 - options.floor) * fall)
 
 
@@ -132,7 +136,7 @@ class AnswerTrainer(Trainer):
         super().__init__(model=model, args=training_arguments(recipe, folder), train_dataset=_Endless())
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.recipe, self.folder = recipe, folder
+        self.network, self.recipe, self.folder = model, recipe, folder
         self.stream, self.curriculum, self.progress = stream, curriculum, progress
         self.window = Window()
         self.last_grad_norm = 0.0
@@ -148,8 +152,10 @@ class AnswerTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the learning rate follow the tokens seen instead of a number of steps."""
         options = self.recipe.optimisation
+        optimizer = self.optimizer if optimizer is None else optimizer
+        assert optimizer is not None
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer if optimizer is None else optimizer,
+            optimizer,
             lambda step: learning_rate_factor(options, step, self.progress.fraction()),
         )
         self._created_lr_scheduler = True
@@ -171,9 +177,9 @@ class AnswerTrainer(Trainer):
         targets = inputs["labels"][:, 1 - keep :]
         asked = targets != IGNORED
         scores = logits[asked].float()
-        losses = F.cross_entropy(scores, targets[asked], reduction="sum")
+        losses: torch.Tensor = F.cross_entropy(scores, targets[asked], reduction="sum")
         self._right = questions_right(scores.argmax(-1) == targets[asked], inputs["question_ids"])
-        loss = losses / num_items_in_batch
+        loss: torch.Tensor = losses / num_items_in_batch
         return loss + self._context_loss(logits, inputs, asked) if everything else loss
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -218,7 +224,7 @@ class AnswerTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the weights only: the Trainer would add its arguments as a pickle, which nobody may load."""
-        self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+        self.network.save_pretrained(output_dir or str(self.folder), state_dict=state_dict)
 
     def run_state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the Trainer's own files."""
