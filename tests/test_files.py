@@ -92,8 +92,8 @@ def test_json_is_written_whole_and_refuses_nan(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (b"one\ntwo\xff\n", r"data\.txt:2: byte 0xff is not UTF-8"),
-        (b"one\ntwo\nthree\0\0\0", r"data\.txt:3: holds a NUL byte"),
+        (b"one\ntwo\xff\n", r"data\.txt, line 2: byte 0xff is not UTF-8"),
+        (b"one\ntwo\nthree\0\0\0", r"data\.txt, line 3: expected text, got a NUL byte"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_name_and_line(tmp_path: Path, content: bytes, message: str) -> None:

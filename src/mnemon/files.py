@@ -128,17 +128,19 @@ def read_bytes(path: str | Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def read_text(path: str | Path) -> str:
-    """Read a UTF-8 text file, plain or `.gz`, and refuse one that cannot be what the user meant.
+def read_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """Read a text file, plain or `.gz`, and refuse one that cannot be what the user meant.
 
     Args:
         path: file to read. A byte-order mark is dropped, Windows line ends become Unix ones.
+        encoding: how the file is encoded (`"utf-8"`, `"latin-1"`, ...).
 
     Returns:
         The text.
 
     Raises:
-        DataError: if the file is missing, empty, cut short, not UTF-8, or holds NUL bytes; file and line are named.
+        DataError: if the file is missing, empty, cut short, wrongly encoded, or holds NUL bytes; file and line are
+            named.
     """
     data = read_bytes(path)
     if not data.strip():
@@ -146,13 +148,14 @@ def read_text(path: str | Path) -> str:
     nul = data.find(b"\0")
     if nul >= 0:
         line = data.count(b"\n", 0, nul) + 1
-        raise DataError(f"{path}:{line}: holds a NUL byte, expected UTF-8 text (is it a binary or half-written file?)")
+        raise DataError(f"{path}, line {line}: expected text, got a NUL byte (is the file binary or half-written?)")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; convert the file to UTF-8"
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.upper()}; convert the file or name "
+            "its encoding"
         ) from error
     return text.replace("\r\n", "\n")
 

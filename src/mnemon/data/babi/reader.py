@@ -9,14 +9,13 @@ An id of 1 starts a new story.
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mnemon.data.babi.story import Question, Statement, Story
 from mnemon.errors import DataError
+from mnemon.files import read_text
 
 
 def read(path: str | Path) -> list[Story]:
@@ -53,35 +52,7 @@ def read_text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
     Raises:
         DataError: the file is missing, empty, a torn gzip, undecodable or contains NUL bytes; file and line are named.
     """
-    raw = _read_bytes(path)
-    if not raw.strip():
-        raise DataError(f"{path}: expected text, got an empty file")
-    if (nul := raw.find(b"\0")) >= 0:
-        line = raw.count(b"\n", 0, nul) + 1
-        raise DataError(f"{path}, line {line}: expected text, got a NUL byte")
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: expected {encoding} text, got the byte 0x{raw[error.start]:02x}; convert the file"
-            " or name its encoding"
-        ) from None
-    return text.removesuffix("\n").removesuffix("\r").replace("\r\n", "\n").split("\n")
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                return file.read()
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: expected a complete gzip file, got a damaged or cut-off one ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return read_text(path, encoding).removesuffix("\n").split("\n")
 
 
 def _parse_line(text: str, expected: int, before: Sequence[Statement | Question], where: str) -> Statement | Question:
