@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnemon.errors import ConfigError
-from mnemon.evaluation.statistics import holm, mcnemar_exact, paired_bootstrap, paired_test, wilson_interval
+from mnemon.evaluation.statistics import (
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    paired_test,
+    unpaired_difference,
+    wilson_interval,
+)
 
 MARKS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 
@@ -34,6 +41,14 @@ def test_wilson_contains_the_mean_and_stays_in_range(num_samples: int, data: st.
 def test_impossible_counts_are_refused(right: int, samples: int) -> None:
     with pytest.raises(ConfigError):
         wilson_interval(right, samples)
+
+
+def test_the_unpaired_difference_agrees_with_published_values() -> None:
+    # Newcombe 1998, table II, method 10: 56/70 - 48/80 gives 0.0524 to 0.3339; 10/10 - 0/20 gives 0.6791 to 1
+    one = unpaired_difference(wilson_interval(56, 70), wilson_interval(48, 80))
+    assert (round(one.low, 4), round(one.high, 4)) == (0.0524, 0.3339)
+    extreme = unpaired_difference(wilson_interval(10, 10), wilson_interval(0, 20))
+    assert (round(extreme.low, 4), round(extreme.high, 4)) == (0.6791, 1.0)
 
 
 def test_mcnemar_agrees_with_the_binomial_tail() -> None:

@@ -71,6 +71,26 @@ def wilson_interval(num_right: int, num_samples: int, confidence: float = 0.95) 
     return Interval(mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half)))
 
 
+def unpaired_difference(first: Interval, second: Interval) -> Interval:
+    """Give the difference of two proportions measured on different samples, with its interval.
+
+    Args:
+        first: proportion with its Wilson interval.
+        second: proportion with its Wilson interval of the same confidence.
+
+    Returns:
+        first - second, in -1..1, with an interval of that confidence.
+
+    Source:
+        R. G. Newcombe, Interval estimation for the difference between independent proportions, Statist. Med. 17 (1998),
+        method 10.
+    """
+    difference = first.mean - second.mean
+    below = math.hypot(first.mean - first.low, second.high - second.mean)
+    above = math.hypot(first.high - first.mean, second.mean - second.low)
+    return Interval(difference, difference - below, difference + above)
+
+
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Test whether two models have the same accuracy on the same samples.
 
