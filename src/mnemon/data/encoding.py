@@ -13,10 +13,11 @@ Answer: hallway<eos>
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Literal
 
-from mnemon.data.babilong import Sample
 from mnemon.data.prompts import build_prompt
+from mnemon.data.sample import Sample
 from mnemon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,17 +75,48 @@ def training_example(
         raise ConfigError("expected a tokenizer with an end-of-text token (eos_token), got one without")
     ids: list[int] = []
     labels: list[int] = []
-    for prompt, answer in _turns(sample, max_questions):
-        asked, answered = _encode(tokenizer, prompt), [*_encode(tokenizer, f" {answer}"), tokenizer.eos_token_id]
+    asked = _encode_prompt(sample, tokenizer)
+    for number, (question, answer) in enumerate(((sample.question, sample.target), *sample.questions)):
+        if number == max_questions:
+            break
+        if number > 0:
+            asked = list(_encode_short(tokenizer, f"\n\nQuestion: {question}\nAnswer:"))
+        answered = [*_encode_short(tokenizer, f" {answer}"), tokenizer.eos_token_id]
         ids += asked + answered
         labels += (asked if loss_on == "all" else [IGNORED] * len(asked)) + answered
     return ids, labels
 
 
-def _turns(sample: Sample, max_questions: int) -> list[tuple[str, str]]:
-    more = sample.questions[: max_questions - 1]
-    first = (evaluation_prompt(sample), sample.target)
-    return [first, *((f"\n\nQuestion: {question}\nAnswer:", answer) for question, answer in more)]
+def _encode_prompt(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Encode the short prompt, taking over the ids of the sample's text where that gives the same."""
+    prompt = evaluation_prompt(sample)
+    if not sample.input_ids or not _splits_at_line_ends(tokenizer):
+        return _encode(tokenizer, prompt)
+    before, _, after = prompt.partition(sample.input)
+    return [*_encode_short(tokenizer, before), *sample.input_ids, *_encode_short(tokenizer, after)]
+
+
+@functools.lru_cache(maxsize=8)
+def _splits_at_line_ends(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a text between two line ends keeps its tokens; some join a full stop and a line end."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return False
+    before, after = "<context>\n", "\n</context>\n\nQuestion:"
+    alone = [_encode(tokenizer, before), _encode(tokenizer, after)]
+    return all(
+        _encode(tokenizer, before + text + after) == [*alone[0], *_encode(tokenizer, text), *alone[1]]
+        for text in (f"{first}{last}" for first in _BEGINNINGS for last in _ENDS)
+    )
+
+
+_BEGINNINGS = ("The", "a", "7", "(", '"', "'", "É", "-")
+_ENDS = (" end", " 7", ".", ",", "?", "!", ")", '"', "'", ":", ";", "-", ">", "/", "é", "x's")
+
+
+@functools.lru_cache(maxsize=4096)
+def _encode_short(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Encode an answer or question; there are few different ones."""
+    return tuple(_encode(tokenizer, text))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
