@@ -55,9 +55,14 @@ def test_an_empty_folder_says_how_to_start_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 def test_a_writing_that_fails_leaves_the_earlier_checkpoint(tmp_path: Path, error: BaseException) -> None:
     write(tmp_path, 1)
-    with pytest.raises((KeyboardInterrupt, RunError)), checkpoints.staged(tmp_path, 2) as stage:
-        (stage / "checkpoint-2").mkdir()
-        raise error
+
+    def write_half() -> None:
+        with checkpoints.staged(tmp_path, 2) as stage:
+            (stage / "checkpoint-2").mkdir()
+            raise error
+
+    with pytest.raises((KeyboardInterrupt, RunError)):
+        write_half()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert checkpoints.fault_of(tmp_path / "checkpoint-1") is None
 

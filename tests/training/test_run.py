@@ -141,6 +141,24 @@ def test_a_folder_with_a_run_is_refused_unless_told_otherwise(tiny: dict[str, An
     assert run(tiny, tmp_path / "run", overwrite=True)["stop_reason"] == "max_tokens"
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("model", "init_from", "nowhere", "neither a folder nor a shipped checkpoint"),
+        ("data", "lengths", [0, 8], "no story of qa1 fits"),
+        ("data", "background", "nowhere", "no such folder"),
+    ],
+)
+def test_a_recipe_that_cannot_run_does_not_cost_the_run_it_would_overwrite(
+    tiny: dict[str, Any], tmp_path: Path, section: str, key: str, value: Any, said: str
+) -> None:
+    run(tiny, tmp_path / "run")
+    tiny[section][key] = value
+    with pytest.raises(ConfigError, match=said):
+        run(tiny, tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def test_a_finished_run_resumes_to_its_own_end_and_goes_on_with_a_larger_budget(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -53,6 +53,16 @@ class BatchMaker:
         length = rng.choice(lengths[:stage]) if shorter else lengths[stage]
         return self.collate(self._rows(length, rng), length)
 
+    def check(self) -> None:
+        """Make one sample of every task and length, so that an impossible pair is refused before the run begins.
+
+        Raises:
+            ConfigError: no story of a task fits into a length.
+        """
+        for length in self.data.lengths:
+            for task in self.data.tasks:
+                next(self._samples(task, length, 0))
+
     def _rows(self, length: int, rng: random.Random) -> list[tuple[str, list[int], list[int]]]:
         """Draw (task, ids, labels) until one more row would exceed the token budget."""
         tasks, weights = list(self.data.tasks), list(self.data.tasks.values())

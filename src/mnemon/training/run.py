@@ -32,7 +32,7 @@ from mnemon.training.model_card import model_card
 from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import load_recipe, save_recipe
 from mnemon.training.telemetry import Telemetry, TrainingLog
-from mnemon.training.trainer import AnswerTrainer, Progress
+from mnemon.training.trainer import AnswerTrainer, Progress, wants_cuda
 from mnemon.training.validation import validate
 
 RECIPE_FILE, LOG_FILE, SUMMARY_FILE, CARD_FILE = "recipe.yaml", "training_log.jsonl", "summary.json", "README.md"
@@ -70,9 +70,20 @@ def train(
         ConfigError: the recipe does not fit the folder, or a value is refused by the model.
         RunError: the loss became non-finite or the disk is full; the last checkpoint is intact.
     """
-    folder = prepare_output_folder(output_folder(recipe, output), overwrite=overwrite, resume=resume)
+    folder = output_folder(recipe, output)
+    if resume or not overwrite:
+        prepare_output_folder(folder, overwrite=overwrite, resume=resume)
+    set_threads(recipe.optimisation.threads)
     with _quiet_library():
-        return _run(recipe, folder, resume, show_progress)
+        checkpoint = _checkpoint_to_resume(recipe, folder) if resume else None
+        tokenizer, model = _build(recipe, folder if resume else None)
+        if overwrite:  # only now that the recipe has proved to be usable may the earlier run go
+            prepare_output_folder(folder, overwrite=True)
+        if not resume:
+            _write_aside(folder, tokenizer.save_pretrained)
+        save_recipe(recipe, folder / RECIPE_FILE)
+        trainer = _train(recipe, folder, model, tokenizer, checkpoint, show_progress)
+        return _finish(recipe, folder, trainer, tokenizer)
 
 
 def output_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
@@ -80,17 +91,26 @@ def output_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     return Path(output or recipe.output.folder or Path("runs") / recipe.name)
 
 
-def _run(recipe: Recipe, folder: Path, resume: bool, show_progress: bool) -> dict[str, Any]:
-    set_threads(recipe.optimisation.threads)
-    checkpoint = _checkpoint_to_resume(recipe, folder) if resume else None
-    tokenizer = _run_tokenizer(recipe, folder, resume)
-    model = build_model(recipe, vocabulary_size(recipe, tokenizer), tokenizer)
-    save_recipe(recipe, folder / RECIPE_FILE)
-    trainer = _train(recipe, folder, model, tokenizer, checkpoint, show_progress)
+def _build(recipe: Recipe, resumed: Path | None) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
+    """Return tokenizer and model of a new run, or of a resumed one, whose weights its checkpoint brings."""
+    wants_cuda(recipe.optimisation)
+    tokenizer = build_tokenizer(recipe) if resumed is None else PreTrainedTokenizerFast.from_pretrained(resumed)
+    size = vocabulary_size(recipe, tokenizer)
+    if resumed is not None:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init_from": None})})
+    model = build_model(recipe, size, tokenizer)
+    BatchMaker(recipe.data, tokenizer, recipe.seed, 1).check()
+    return tokenizer, model
+
+
+def _finish(recipe: Recipe, folder: Path, trainer: AnswerTrainer, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Write the results, then measure the held-out accuracy and write it too (it may take long, or be interrupted)."""
     summary = summarise(recipe, trainer)
-    if summary["stop_reason"] != "interrupted":
-        summary["validation"] = validate(model, tokenizer, recipe) if recipe.evaluation.samples else {}
-    write_results(folder, model, recipe, summary)
+    _write_aside(folder, trainer.network.save_pretrained)
+    write_summary(folder, recipe, summary)
+    if summary["stop_reason"] != "interrupted" and recipe.evaluation.samples:
+        summary["validation"] = validate(trainer.network, tokenizer, recipe)
+        write_summary(folder, recipe, summary)
     return summary
 
 
@@ -124,6 +144,7 @@ def summarise(recipe: Recipe, trainer: AnswerTrainer) -> dict[str, Any]:
         "trained_length": curriculum.length,
         "running_accuracy": curriculum.accuracy,
         "stages": [asdict(record) for record in curriculum.history],
+        "validation": {},
         "machine": {
             "platform": platform.platform(),
             "python": platform.python_version(),
@@ -136,9 +157,8 @@ def summarise(recipe: Recipe, trainer: AnswerTrainer) -> dict[str, Any]:
     }
 
 
-def write_results(folder: Path, model: PreTrainedModel, recipe: Recipe, summary: dict[str, Any]) -> None:
-    """Write weights, summary and model card; each file appears complete or not at all."""
-    _write_aside(folder, model.save_pretrained)
+def write_summary(folder: Path, recipe: Recipe, summary: dict[str, Any]) -> None:
+    """Write summary and model card; each file appears complete or not at all."""
     atomic_write_json(folder / SUMMARY_FILE, summary)
     atomic_write_text(folder / CARD_FILE, model_card(recipe, summary))
 
@@ -204,16 +224,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         pairs.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
     return pairs
-
-
-def _run_tokenizer(recipe: Recipe, folder: Path, resume: bool) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the run: the folder's own when resuming, else the recipe's, written to the folder."""
-    if resume:
-        saved: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
-        return saved
-    tokenizer = build_tokenizer(recipe)
-    _write_aside(folder, tokenizer.save_pretrained)
-    return tokenizer
 
 
 @contextmanager
