@@ -6,34 +6,21 @@ split and which to the test split is fixed, so that the two never share a docume
 
 from __future__ import annotations
 
-import ast
+import codecs
 import functools
 import hashlib
-import re
-import sysconfig
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mnemon.data.babi.reader import read_text_lines
+from mnemon.data.sentences import text_sentences
+from mnemon.data.stdlib_prose import Document, stdlib_documents
 from mnemon.errors import BackendUnavailable, ConfigError, DataError
+from mnemon.files import read_bytes, read_text
 
 Split = Literal["train", "test"]
 TEST_SHARE = 0.2
-MIN_WORDS = 5
-SKIPPED_FOLDERS = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "encodings", "turtledemo", "ensurepip"}
-    | {"__pycache__", "lib-dynload"}
-)
-
-
-@dataclass(frozen=True)
-class Document:
-    """One book, module or topic: its sentences in natural order, none of them cut."""
-
-    name: str
-    sentences: tuple[str, ...]
+HUB_DOCUMENTS = 100  # enough text for 10M tokens without repetition
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +36,9 @@ def load_background(source: str | Path, split: Split, *, encoding: str = "utf-8"
     """Load one split of a background text.
 
     Args:
-        source: `"stdlib"` (the English documentation inside the running Python), a folder of `.txt` books, or
-            `"hf:NAME"` (a Hugging Face data set with a `text` column, such as `hf:deepmind/pg19`).
+        source: `"stdlib"` (the English documentation inside the running Python), a folder of `.txt` books (with
+            subfolders `train` and `test` if you want to choose; else about a fifth of the books is the test split), or
+            `"hf:NAME"` (the first books of a Hugging Face data set with a `text` column, such as `hf:deepmind/pg19`).
         split: `"train"` or `"test"`; the two share no document.
         encoding: how the files of a folder are encoded (`"utf-8"`, `"latin-1"`, ...).
 
@@ -69,122 +57,14 @@ def load_background(source: str | Path, split: Split, *, encoding: str = "utf-8"
     return _load_folder(Path(source), split, encoding)
 
 
-# --- sentences -------------------------------------------------------------------------------------------------------
-
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr st no vs etc e.g i.e cf al fig vol pp p esq capt col gen lieut messrs mme mlle rev hon jr sr".split()
-)
-_END = re.compile(r"([.!?]+[\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[A-Z0-9])")
-
-
-def split_sentences(paragraph: str) -> list[str]:
-    """Split one paragraph of English prose into sentences.
-
-    A sentence ends at `.`, `!` or `?` (and closing quotes) before a space and a capital letter or digit, unless the
-    word before the point is an abbreviation or a single initial.
-    """
-    sentences: list[str] = []
-    start = 0
-    for found in _END.finditer(paragraph):
-        word = paragraph[start : found.start()].rsplit(None, 1)[-1:]
-        last = word[0].lstrip("\"'“‘([").lower() if word else ""
-        if found.group(1) == "." and (last in _ABBREVIATIONS or len(last) == 1 and last.isalpha() and last != "i"):
-            continue
-        sentences.append(paragraph[start : found.end(1)])
-        start = found.end()
-    tail = paragraph[start:].strip()
-    return [*sentences, tail] if tail else sentences
-
-
-def join_paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Join the wrapped lines of each paragraph (a run of non-blank lines) with single spaces."""
-    paragraph: list[str] = []
-    for line in lines:
-        if line.strip():
-            paragraph.extend(line.split())
-        elif paragraph:
-            yield " ".join(paragraph)
-            paragraph = []
-    if paragraph:
-        yield " ".join(paragraph)
-
-
 def _is_in_test(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) < TEST_SHARE * 2**32
 
 
-# --- the standard library --------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _stdlib_documents() -> tuple[Document, ...]:
-    """Gather the prose of the topic help and of all docstrings, one document per topic or module, without importing."""
-    root = Path(sysconfig.get_path("stdlib"))
-    seen: set[str] = set()
-    documents = []
-    for name, text in sorted(_stdlib_texts(root)):
-        sentences = [sentence for sentence in _prose_sentences(text) if sentence not in seen]
-        seen.update(sentences)
-        if len(sentences) >= 3:
-            documents.append(Document(name, tuple(sentences)))
-    if not documents:
-        raise BackendUnavailable(f"{root}: expected Python's own documentation, found none; use a folder of .txt books")
-    return tuple(documents)
-
-
-def _stdlib_texts(root: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        if SKIPPED_FOLDERS.intersection(parts) or parts[0].startswith("config-"):
-            continue
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, ValueError):  # a vendored file of another encoding or syntax: no prose for us
-            continue
-        name = "/".join(parts)
-        if parts[0] == "pydoc_data":
-            yield from _topic_texts(name, tree)
-        else:
-            yield name, "\n\n".join(_docstrings(tree))
-
-
-def _topic_texts(name: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    yield f"{name}:{key.value}", value.value
-
-
-def _docstrings(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and (text := ast.get_docstring(node)):
-            yield text
-
-
-_PROSE = re.compile(r"[\"'(]?[A-Z][\x20-\x7e]*[.!?][\"')]*")
-
-
-def _prose_sentences(text: str) -> Iterator[str]:
-    """Yield the sentences of a documentation text that are plain English prose."""
-    for paragraph in join_paragraphs(text.splitlines()):
-        if ">>>" in paragraph or "::=" in paragraph:
-            continue
-        for sentence in split_sentences(paragraph.replace("**", "").replace("*", "").replace("``", '"')):
-            letters = sum(character.isalpha() or character == " " for character in sentence)
-            words = len(sentence.split())
-            if MIN_WORDS <= words <= 80 and letters >= 0.85 * len(sentence) and _PROSE.fullmatch(sentence):
-                yield sentence
-
-
 @functools.cache
 def _load_stdlib(split: Split) -> Background:
-    documents = tuple(document for document in _stdlib_documents() if _is_in_test(document.name) == (split == "test"))
+    documents = tuple(document for document in stdlib_documents() if _is_in_test(document.name) == (split == "test"))
     return Background("stdlib", split, documents)
-
-
-# --- books -----------------------------------------------------------------------------------------------------------
 
 
 def read_book(path: Path, encoding: str = "utf-8") -> Document:
@@ -193,20 +73,19 @@ def read_book(path: Path, encoding: str = "utf-8") -> Document:
     Raises:
         DataError: the file is missing, empty, undecodable or contains NUL bytes; file and line are named.
     """
-    sentences: list[str] = []
-    for paragraph in join_paragraphs(read_text_lines(path, encoding)):
-        if not _is_heading(paragraph):
-            sentences.extend(split_sentences(paragraph))
-    return Document(path.name, tuple(sentences))
+    return Document(path.name, tuple(text_sentences(_decode(path, encoding).splitlines())))
 
 
-def _is_heading(paragraph: str) -> bool:
-    """Tell whether a paragraph is a title or chapter line: bracketed, all capitals, or short without a full stop."""
-    if paragraph.startswith("[") and paragraph.endswith("]"):
-        return True
-    if re.match(r"(chapter|volume|book|part|act|scene)\b.{0,60}$", paragraph, re.IGNORECASE):
-        return True
-    return paragraph.upper() == paragraph or len(paragraph.split()) < MIN_WORDS and paragraph[-1:] not in ".!?\"'"
+def _decode(path: Path, encoding: str) -> str:
+    """Read a text file, in UTF-8 unless another encoding is named."""
+    try:
+        if codecs.lookup(encoding).name == "utf-8":
+            return read_text(path)
+        return read_bytes(path).decode(encoding)
+    except LookupError:
+        raise ConfigError(f"expected an encoding such as utf-8 or latin-1, got {encoding!r}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not {encoding}; name the right encoding") from None
 
 
 def _load_folder(folder: Path, split: Split, encoding: str) -> Background:
@@ -214,12 +93,21 @@ def _load_folder(folder: Path, split: Split, encoding: str) -> Background:
         raise ConfigError(
             f"expected a background 'stdlib', 'hf:NAME' or a folder of .txt files, got {str(folder)!r} (no such folder)"
         )
-    paths = sorted(path for path in folder.iterdir() if path.suffix == ".txt")
-    if len(paths) < 2:
-        raise DataError(f"{folder}: expected at least 2 .txt files (one per split), got {len(paths)}")
-    test = _test_names(paths)
-    chosen = [path for path in paths if (path.name in test) == (split == "test")]
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        chosen = _books(folder / split)
+    else:
+        books = _books(folder)
+        if len(books) < 2:
+            raise DataError(f"{folder}: expected at least 2 .txt files (one per split), got {len(books)}")
+        test = _test_names(books)
+        chosen = [path for path in books if (path.name in test) == (split == "test")]
+    if not chosen:
+        raise DataError(f"{folder / split}: expected .txt files, found none")
     return _load_books(folder, split, encoding, tuple((path, path.stat().st_mtime_ns) for path in chosen))
+
+
+def _books(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix == ".txt")
 
 
 @functools.lru_cache(maxsize=8)
@@ -237,31 +125,19 @@ def _test_names(paths: list[Path]) -> set[str]:
     return set(ranked[: max(1, round(TEST_SHARE * len(ranked)))])
 
 
-# --- Hugging Face data sets ------------------------------------------------------------------------------------------
-
-HUB_DOCUMENTS = 100
-
-
 @functools.cache
 def _load_hub(source: str, split: Split) -> Background:
     name = source.removeprefix("hf:")
     try:
         import datasets
     except ImportError:
-        raise BackendUnavailable(f"{source} needs the 'datasets' package: pip install datasets") from None
+        raise BackendUnavailable(f"{source} needs the package datasets: pip install 'mnemon[hub]'") from None
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True).take(HUB_DOCUMENTS)
-        texts = [str(row["text"]) for row in rows]
+        books = [Document(f"{name}/{i}", tuple(text_sentences(row["text"].splitlines()))) for i, row in enumerate(rows)]
     except KeyError:
         raise DataError(f"{source}: expected a data set with a 'text' column") from None
     except Exception as error:  # the hub client raises many types for a missing network, name or split
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BackendUnavailable(f"{source}: cannot load the split {split!r} ({reason})") from None
-    documents = []
-    for number, text in enumerate(texts):
-        sentences: list[str] = []
-        for paragraph in join_paragraphs(text.splitlines()):
-            if not _is_heading(paragraph):
-                sentences.extend(split_sentences(paragraph))
-        documents.append(Document(f"{name}/{split}/{number}", tuple(sentences)))
-    return Background(source, split, tuple(document for document in documents if document.sentences))
+    return Background(source, split, tuple(book for book in books if book.sentences))

@@ -126,7 +126,7 @@ class Haystack:
         for _ in range(MAX_CORRECTIONS):
             if len(piece.ids) == count:
                 return piece
-            text = self._tokenizer.decode(piece.ids[:count], clean_up_tokenization_spaces=False)
+            text = str(self._tokenizer.decode(list(piece.ids[:count]), clean_up_tokenization_spaces=False))
             text = text if text.startswith(" ") else f" {text}"
             if piece.text.startswith(text) and text == text.rstrip() and self._piece(text).ids == piece.ids[:count]:
                 return Piece(text, piece.ids[:count])

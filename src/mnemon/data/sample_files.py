@@ -54,7 +54,7 @@ def read_json(path: str | Path, task: str = "", length: str | int = "") -> list[
     tokens = parse_length(named)
     samples = []
     for where, record in _records(path, read_text(path)):
-        samples.append(Sample(task, tokens, **_fields(record, where)))
+        samples.append(Sample(task, tokens, *_fields(record, where)))
     if not samples:
         raise DataError(f"{path}: expected at least one sample, got an empty list")
     return samples
@@ -66,19 +66,20 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             records = json.loads(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+            raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
         for number, record in enumerate(records, start=1):
             yield f"{path}, sample {number}", record
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                yield f"{path}, line {number}", json.loads(line)
+                yield f"{path}:{number}", json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+                raise DataError(f"{path}:{number}: not valid JSON ({error.msg})") from None
 
 
-def _fields(record: Any, where: str) -> dict[str, str]:
+def _fields(record: Any, where: str) -> tuple[str, str, str]:
+    """Return a record's input, question and target."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected an object with {', '.join(FIELDS)}, got {type(record).__name__}")
     for name in FIELDS:
@@ -86,4 +87,4 @@ def _fields(record: Any, where: str) -> dict[str, str]:
         if not isinstance(value, str) or not value.strip():
             got = "none" if name not in record else "an empty text" if isinstance(value, str) else type(value).__name__
             raise DataError(f"{where}: expected a text in the field {name!r}, got {got}")
-    return {name: record[name].strip() if name != "input" else record[name] for name in FIELDS}
+    return record["input"], record["question"].strip(), record["target"].strip()

@@ -36,23 +36,14 @@ def read(path: str | Path) -> list[Story]:
     task = found.group(1) if found and found.group(1) != "qa0" else None
     stories: list[Story] = []
     lines: list[Statement | Question] = []
-    for number, text in enumerate(read_text_lines(path), start=1):
-        line = _parse_line(text, len(lines) + 1, lines, f"{path}, line {number}")
+    for number, text in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
+        line = _parse_line(text, len(lines) + 1, lines, f"{path}:{number}")
         if line.line == 1 and lines:
             stories.append(Story(task, tuple(lines)))
             lines = []
         lines.append(line)
     stories.append(Story(task, tuple(lines)))
     return stories
-
-
-def read_text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """Return the lines of a text file without their line feeds and carriage returns, refusing damaged files.
-
-    Raises:
-        DataError: the file is missing, empty, a torn gzip, undecodable or contains NUL bytes; file and line are named.
-    """
-    return read_text(path, encoding).removesuffix("\n").split("\n")
 
 
 def _parse_line(text: str, expected: int, before: Sequence[Statement | Question], where: str) -> Statement | Question:
