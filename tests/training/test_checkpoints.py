@@ -2,6 +2,7 @@ import errno
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from mnemon.errors import CheckpointError, RunError
 from mnemon.training import checkpoints
@@ -52,7 +53,15 @@ def test_an_empty_folder_says_how_to_start_again(tmp_path: Path) -> None:
         checkpoints.newest_whole(tmp_path)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file"),
+        SafetensorError("I/O error: No space left on device"),
+    ],
+)
 def test_a_writing_that_fails_leaves_the_earlier_checkpoint(tmp_path: Path, error: BaseException) -> None:
     write(tmp_path, 1)
 

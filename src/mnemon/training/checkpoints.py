@@ -17,13 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mnemon.errors import CheckpointError
+from safetensors import SafetensorError
+
+from mnemon.errors import CheckpointError, MnemonError, RunError
 from mnemon.files import atomic_write_json, explain_disk_errors
 
 MANIFEST = "manifest.json"
 RUN_STATE = "run_state.json"
 REQUIRED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", RUN_STATE)
 """Files without which a run cannot go on exactly where it stopped."""
+
+_ALMOST_FULL = 16 * 2**20
 
 
 @contextmanager
@@ -41,7 +45,7 @@ def staged(folder: Path, step: int) -> Iterator[Path]:
         RunError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
     stage = folder / f".writing-{step}"
-    with explain_disk_errors(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir()
@@ -51,6 +55,28 @@ def staged(folder: Path, step: int) -> Iterator[Path]:
             _replace(stage / f"checkpoint-{step}", folder / f"checkpoint-{step}")
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn whatever torch or safetensors raises when it cannot write weights into one clear line.
+
+    Both hide the operating system's error code, so the space left on the disk tells whether it is full.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    try:
+        with explain_disk_errors(folder):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, MnemonError):
+            raise
+        if shutil.disk_usage(folder).free < _ALMOST_FULL:
+            raise RunError(
+                f"{folder}: the disk is full; free some space and run again (earlier files are intact)"
+            ) from error
+        raise RunError(f"{folder}: cannot be written ({str(error).splitlines()[0]}); choose another place") from error
 
 
 def newest_whole(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mnemon
 from mnemon.errors import ConfigError
-from mnemon.files import atomic_write_json, atomic_write_text, explain_disk_errors, prepare_output_folder
+from mnemon.files import atomic_write_json, atomic_write_text, prepare_output_folder
 from mnemon.training import checkpoints
 from mnemon.training.batches import BatchMaker, BatchStream
 from mnemon.training.build import build_model, build_tokenizer, count_parameters
@@ -244,7 +244,7 @@ def _quiet_library() -> Iterator[None]:
 def _write_aside(folder: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary folder, then move its files into place one by one."""
     aside = folder / ".writing"
-    with explain_disk_errors(folder):
+    with checkpoints.explain_write_errors(folder):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         try:
