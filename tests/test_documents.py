@@ -94,11 +94,11 @@ def test_every_key_of_a_recipe_is_documented() -> None:
     assert not {key for key in keys(Recipe) if f"`{key}`" not in text}
 
 
-@pytest.mark.parametrize("command", ["eval", "generate", "train"])
+@pytest.mark.parametrize("command", ["eval", "generate", "train", "data babi", "data babilong"])
 def test_every_option_of_a_command_is_documented(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from mnemon.cli.app import main
 
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
     text = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
     assert not {option for option in options if option not in text}

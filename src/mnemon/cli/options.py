@@ -1,6 +1,5 @@
 """Option types that several commands share, so that one name means one thing everywhere."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,9 +11,6 @@ ModelArgument = Annotated[
         help="A local folder, the name of a checkpoint that ships with mnemon, or a Hugging Face hub name.",
         show_default=False,
     ),
-]
-OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for everything this command writes; made when missing.")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Empty an output folder that holds an earlier run.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")]
