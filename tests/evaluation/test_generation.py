@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mnemon.errors import ConfigError, DataError
-from mnemon.evaluation.generation import generate_answers, plan_batches
+from mnemon.evaluation.generation import batch_token_budget, generate_answers, plan_batches
 
 PROMPTS = [
     "Where is Mary?",
@@ -89,6 +89,10 @@ def test_prompts_beyond_a_table_of_positions_are_a_config_error(tokenizer: Any) 
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=8, eos_token_id=2)
     with pytest.raises(ConfigError, match="cannot read prompts"):
         generate_answers(GPT2LMHeadModel(config), tokenizer, PROMPTS[2:3], max_new_tokens=1)
+
+
+def test_a_model_with_a_window_reads_larger_batches(plain: Any, lm2: Any) -> None:
+    assert batch_token_budget(lm2) > batch_token_budget(plain) > 0
 
 
 def test_bad_arguments_are_refused(plain: Any, tokenizer: Any) -> None:

@@ -72,7 +72,10 @@ def evaluate(
     batch_size: Annotated[
         str, typer.Option(help="Prompts per call: a number, or auto for what fits into --max-batch-tokens.")
     ] = "auto",
-    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Most prompt tokens per call, with padding.")] = 16384,
+    max_batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most prompt tokens per call, with padding.  [default: chosen for each model]"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
     output: Annotated[

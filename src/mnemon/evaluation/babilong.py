@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mnemon.data.encoding import evaluation_prompt
 from mnemon.errors import ConfigError, DataError
 from mnemon.evaluation.controls import ModelSpec, describe_model
-from mnemon.evaluation.generation import DEFAULT_MAX_BATCH_TOKENS, generate_answers
+from mnemon.evaluation.generation import generate_answers
 from mnemon.evaluation.results import (
     LAYOUTS,
     BabilongResult,
@@ -52,7 +52,7 @@ def evaluate_babilong(
     background: str = "stdlib",
     split: Literal["train", "test"] = "test",
     batch_size: int | None = None,
-    max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+    max_batch_tokens: int | None = None,
     max_new_tokens: int = 20,
     layout: Layout = "short",
     generate_kwargs: Mapping[str, Any] | None = None,
@@ -76,7 +76,7 @@ def evaluate_babilong(
         background: "stdlib", a folder of text files or "hf:<name>".
         split: half of the stories and of the background to draw from.
         batch_size: most prompts per call; None leaves it to the token budget.
-        max_batch_tokens: most padded prompt tokens per call.
+        max_batch_tokens: most padded prompt tokens per call; None chooses for the model.
         max_new_tokens: longest answer in tokens.
         layout: "short" (context, question, "Answer:") or the benchmark's "official" prompt.
         generate_kwargs: further arguments of `model.generate`, for example `knock_out_memory=True`.
@@ -147,7 +147,7 @@ def _answer_cell(
     length: str,
     *,
     batch_size: int | None,
-    max_batch_tokens: int,
+    max_batch_tokens: int | None,
     progress: Progress | None,
 ) -> Cell:
     samples = source.cell(task, length)

@@ -14,7 +14,6 @@ from mnemon.data.babilong import Sample
 from mnemon.errors import ConfigError, DataError
 from mnemon.evaluation.babilong import evaluate_babilong
 from mnemon.evaluation.controls import ModelSpec, with_controls
-from mnemon.evaluation.generation import DEFAULT_MAX_BATCH_TOKENS
 from mnemon.evaluation.machine import describe_machine
 from mnemon.evaluation.results import Layout
 from mnemon.evaluation.run import EvaluationRun
@@ -47,6 +46,7 @@ class SuiteOptions:
         stories_name: where the stories came from, for the record.
         background_name: how to name the background in the record; empty for the background itself.
         batch_size: most prompts per call; None leaves it to the token budget.
+        max_batch_tokens: most padded prompt tokens per call; None chooses for each model.
         controls: add the knocked-out row of every LM2.
     """
 
@@ -60,7 +60,7 @@ class SuiteOptions:
     stories_name: str = "generated"
     background_name: str = ""
     batch_size: int | None = None
-    max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS
+    max_batch_tokens: int | None = None
     max_new_tokens: int = 20
     controls: bool = True
 
