@@ -1,5 +1,6 @@
 """A recipe that trains in about a second: a tiny model, a tiny tokenizer, two made-up books as background."""
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,14 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(books: Path, tokenizer_folder: Path) -> dict[str, Any]:
-    """Return a raw recipe; about twelve steps of 512 tokens."""
+def tiny(tiny_base: dict[str, Any]) -> dict[str, Any]:
+    """Return a raw recipe to change; about twelve steps of 512 tokens."""
+    return copy.deepcopy(tiny_base)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(books: Path, tokenizer_folder: Path) -> dict[str, Any]:
+    """Return the raw recipe that all tests here start from; do not change it in place."""
     return {
         "name": "tiny",
         "seed": 3,

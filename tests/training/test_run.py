@@ -1,5 +1,6 @@
 """Whole runs with a tiny model: repeatable, resumable, interruptible, and stopped by the first non-finite number."""
 
+import copy
 import json
 import signal
 from collections.abc import Callable
@@ -214,12 +215,60 @@ def test_a_run_can_stop_when_everything_is_learned(tiny: dict[str, Any], tmp_pat
     assert [stage["length"] for stage in summary["stages"]] == [0, 64, 96]
 
 
-def test_loss_on_everything_changes_what_is_learned(tiny: dict[str, Any], tmp_path: Path) -> None:
-    run(tiny, tmp_path / "answers")
-    tiny["data"]["loss_on"] = "all"
-    run(tiny, tmp_path / "all")
+@pytest.fixture(scope="module")
+def short_run(tiny_base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that trains a few steps with one key changed."""
+
+    def train_with(section: str = "", key: str = "", value: Any = None) -> Path:
+        raw = copy.deepcopy(tiny_base)
+        raw["data"]["curriculum"].update(start_stage=2)
+        raw["optimisation"].update(max_tokens=1800, max_grad_norm=0.5)
+        raw["evaluation"]["samples"] = 0
+        if section:
+            section_of(raw, section)[key] = value
+        folder = tmp_path_factory.mktemp("short")
+        run(raw, folder / "run")
+        return folder / "run"
+
+    return train_with
+
+
+@pytest.fixture(scope="module")
+def usual(short_run: Callable[..., Path]) -> Path:
+    return short_run()
+
+
+def section_of(raw: dict[str, Any], path: str) -> dict[str, Any]:
+    for part in path.split("."):
+        raw = raw[part]
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("data", "tasks", {"qa1": 1.0, "qa6": 2.0}),
+        ("data", "questions_per_story", 1),
+        ("data", "loss_on", "all"),
+        ("data.curriculum", "share_shorter", 0.9),
+        ("data.curriculum", "start_stage", 0),
+        ("optimisation", "learning_rate", 2e-3),
+        ("optimisation", "weight_decay", 0.5),
+        ("optimisation", "betas", [0.8, 0.98]),
+        ("optimisation", "warmup_steps", 0),
+        ("optimisation", "schedule", "constant"),
+        ("optimisation", "floor", 1.0),
+        ("optimisation", "max_grad_norm", 0.1),
+        ("optimisation", "batch_tokens", 400),
+        ("optimisation", "dtype", "bfloat16"),
+        ("model.base", "conv_L_cache", 4),
+    ],
+)
+def test_every_option_changes_what_is_learned(
+    short_run: Callable[..., Path], usual: Path, section: str, key: str, value: Any
+) -> None:
     with pytest.raises(AssertionError):
-        assert_same_weights(tmp_path / "answers", tmp_path / "all")
+        assert_same_weights(usual, short_run(section, key, value))
 
 
 def test_training_lowers_the_loss(tiny: dict[str, Any], tmp_path: Path) -> None:

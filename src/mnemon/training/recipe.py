@@ -122,7 +122,8 @@ class DataSection(Section):
         lengths: context lengths in tokens, growing; 0 = facts only. One stage of the curriculum each.
         questions_per_story: most questions asked at the end of one context.
         loss_on: `answers`, or `all` (adds the mean loss of every other token times `context_loss_weight`).
-        workers: processes that make batches; 0 = one background thread, enough for models that run on a CPU.
+        workers: processes that make batches; 0 = one background thread, enough for models that run on a CPU. With
+            processes, a script that calls `train` needs the usual `if __name__ == "__main__":` guard.
     """
 
     tasks: dict[str, Annotated[float, Field(gt=0)]]

@@ -8,6 +8,7 @@ with every batch, and checkpoints are sealed (see `mnemon.training.checkpoints`)
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mnemon.data.encoding import IGNORED
-from mnemon.errors import RunError
+from mnemon.errors import ConfigError, RunError
 from mnemon.files import atomic_write_json
 from mnemon.training import checkpoints
 from mnemon.training.batches import Batch, BatchStream
@@ -261,9 +262,15 @@ def questions_right(right_tokens: torch.Tensor, question_ids: torch.Tensor) -> l
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """Return the Trainer's arguments for a recipe; steps are unbounded because tokens and minutes end the run."""
+    """Return the Trainer's arguments for a recipe; steps are unbounded because tokens and minutes end the run.
+
+    Raises:
+        ConfigError: several processes were started.
+    """
     options = recipe.optimisation
-    return TrainingArguments(
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("mnemon train runs in one process so far; start it without torchrun")
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=_ENDLESS,
         learning_rate=options.learning_rate,
@@ -284,6 +291,8 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         report_to="none",
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # with several GPUs the Trainer would split our batches over them
+    return arguments
 
 
 def wants_cuda(options: OptimisationSection) -> bool:
