@@ -16,7 +16,7 @@ from typing import Literal
 from mnemon.data.sentences import text_sentences
 from mnemon.data.stdlib_prose import Document, stdlib_documents
 from mnemon.errors import BackendUnavailable, ConfigError, DataError
-from mnemon.files import read_bytes, read_text
+from mnemon.files import read_text
 
 Split = Literal["train", "test"]
 TEST_SHARE = 0.2
@@ -73,22 +73,14 @@ def read_book(path: Path, encoding: str = "utf-8") -> Document:
     Raises:
         DataError: the file is missing, empty, undecodable or contains NUL bytes; file and line are named.
     """
-    return Document(path.name, tuple(text_sentences(_decode(path, encoding).splitlines())))
-
-
-def _decode(path: Path, encoding: str) -> str:
-    """Read a text file, in UTF-8 unless another encoding is named."""
-    try:
-        if codecs.lookup(encoding).name == "utf-8":
-            return read_text(path)
-        return read_bytes(path).decode(encoding)
-    except LookupError:
-        raise ConfigError(f"expected an encoding such as utf-8 or latin-1, got {encoding!r}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not {encoding}; name the right encoding") from None
+    return Document(path.name, tuple(text_sentences(read_text(path, encoding).splitlines())))
 
 
 def _load_folder(folder: Path, split: Split, encoding: str) -> Background:
+    try:
+        encoding = codecs.lookup(encoding).name
+    except LookupError:
+        raise ConfigError(f"expected an encoding such as utf-8 or latin-1, got {encoding!r}") from None
     if not folder.is_dir():
         raise ConfigError(
             f"expected a background 'stdlib', 'hf:NAME' or a folder of .txt files, got {str(folder)!r} (no such folder)"

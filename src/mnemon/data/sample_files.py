@@ -66,16 +66,16 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             records = json.loads(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+            raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
         for number, record in enumerate(records, start=1):
             yield f"{path}, sample {number}", record
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
+                yield f"{path}, line {number}", json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+                raise DataError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
 
 
 def _fields(record: Any, where: str) -> tuple[str, str, str]:

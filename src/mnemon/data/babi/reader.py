@@ -37,7 +37,7 @@ def read(path: str | Path) -> list[Story]:
     stories: list[Story] = []
     lines: list[Statement | Question] = []
     for number, text in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
-        line = _parse_line(text, len(lines) + 1, lines, f"{path}:{number}")
+        line = _parse_line(text, len(lines) + 1, lines, f"{path}, line {number}")
         if line.line == 1 and lines:
             stories.append(Story(task, tuple(lines)))
             lines = []
