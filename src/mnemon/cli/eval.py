@@ -40,11 +40,11 @@ def evaluate(
     suite: Annotated[str, typer.Option(help="What to measure; only babilong so far.")] = "babilong",
     tasks: Annotated[
         str | None,
-        typer.Option(help="Tasks, separated by commas.  [default: what the first model was trained on, else qa1-qa10]"),
+        typer.Option(help="Tasks, separated by commas. (default: what the first model was trained on, else qa1-qa10)"),
     ] = None,
     lengths: Annotated[
         str | None,
-        typer.Option(help=f"Context lengths in tokens, separated by commas.  [default: {_DEFAULT_LENGTHS}]"),
+        typer.Option(help=f"Context lengths in tokens, separated by commas. (default: {_DEFAULT_LENGTHS})"),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples per task and length.")] = 100,
     limit: Annotated[
@@ -64,7 +64,7 @@ def evaluate(
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(help="Prompt: short or official.  [default: what the first model was trained for, else official]"),
+        typer.Option(help="Prompt: short or official. (default: what the first model was trained for, else official)"),
     ] = None,
     controls: Annotated[
         bool, typer.Option("--controls/--no-controls", help="Add every LM2 once more with its memory knocked out.")
@@ -74,12 +74,12 @@ def evaluate(
     ] = "auto",
     max_batch_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Most prompt tokens per call, with padding.  [default: chosen for each model]"),
+        typer.Option(min=1, help="Most prompt tokens per call, with padding. (default: chosen for each model)"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the results.  [default: runs/eval/<first model>]")
+        Path | None, typer.Option("--output", "-o", help="Folder for the results. (default: runs/eval/<first model>)")
     ] = None,
     json_output: JsonOption = False,
     overwrite: OverwriteOption = False,

@@ -132,7 +132,7 @@ def _inequalities(models: Sequence[tuple[str, ModelInfo]]) -> list[str]:
     sizes = {label: info.num_parameters for label, info in models}
     if max(sizes.values()) > (1 + _EQUAL_PARAMETERS) * min(sizes.values()):
         listing = ", ".join(f"{label} {size:,}" for label, size in sizes.items())
-        notes.append(f"The models differ in size by more than {_EQUAL_PARAMETERS:.0%}: {listing} parameters.")
+        notes.append(f"The models differ in size by more than {100 * _EQUAL_PARAMETERS:.0f} %: {listing} parameters.")
     for key, name in (("tokens", "tokens seen in training"), ("trained_length", "longest training length")):
         values = {label: info.training.get(key) for label, info in models}
         known = {value for value in values.values() if value is not None}
