@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mnemon.data.encoding import IGNORED
+from mnemon.errors import DataError
 from mnemon.training.batches import Batch, BatchMaker, BatchStream
 from mnemon.training.build import build_tokenizer
 from mnemon.training.curriculum import Curriculum
@@ -62,6 +63,28 @@ def test_shorter_lengths_stay_mixed_in(maker: BatchMaker) -> None:
     lengths = [maker.make(index, 2)["length"] for index in range(40)]
     assert {0, 64, 96} == set(lengths)
     assert lengths.count(96) > 15
+
+
+def test_an_unlucky_draw_of_background_is_replaced_and_a_hopeless_one_reported(
+    maker: BatchMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, calls = BatchMaker._samples, iter(range(10**6))
+
+    def unlucky(self: BatchMaker, *arguments: Any) -> Iterator[Any]:
+        if next(calls) % 2 == 0:
+            raise DataError("cannot reach exactly 64 tokens")
+        yield from usual(self, *arguments)
+
+    monkeypatch.setattr(BatchMaker, "_samples", unlucky)
+    assert len(maker.make(0, 1)["input_ids"]) > 1
+
+    def hopeless(self: BatchMaker, *arguments: Any) -> Iterator[Any]:
+        raise DataError("cannot reach exactly 64 tokens")
+        yield
+
+    monkeypatch.setattr(BatchMaker, "_samples", hopeless)
+    with pytest.raises(DataError, match="cannot reach exactly"):
+        maker.make(0, 1)
 
 
 def test_a_change_of_stage_takes_effect_at_the_next_batch(maker: BatchMaker, curriculum: Curriculum) -> None:

@@ -20,10 +20,13 @@ from transformers import PreTrainedTokenizerFast
 from mnemon.data.babilong import Sample, generate
 from mnemon.data.background import Background, load_background
 from mnemon.data.encoding import IGNORED, training_example
+from mnemon.errors import DataError
 from mnemon.training.curriculum import Curriculum
 from mnemon.training.recipe import DataSection
 
 Batch = dict[str, Any]
+
+_ATTEMPTS = 20
 
 
 @dataclass
@@ -61,7 +64,7 @@ class BatchMaker:
         """
         for length in self.data.lengths:
             for task in self.data.tasks:
-                next(self._samples(task, length, 0))
+                self._next({}, task, length, random.Random(0))
 
     def _rows(self, length: int, rng: random.Random) -> list[tuple[str, list[int], list[int]]]:
         """Draw (task, ids, labels) until one more row would exceed the token budget."""
@@ -71,13 +74,23 @@ class BatchMaker:
         longest = 0
         while True:
             task = rng.choices(tasks, weights)[0]
-            if task not in sources:
-                sources[task] = self._samples(task, length, rng.getrandbits(48))
-            ids, labels = self._encode(next(sources[task]))
+            ids, labels = self._encode(self._next(sources, task, length, rng))
             longest = max(longest, len(ids))
             if rows and longest * (len(rows) + 1) > self.batch_tokens:
                 return rows
             rows.append((task, ids, labels))
+
+    def _next(self, sources: dict[str, Iterator[Sample]], task: str, length: int, rng: random.Random) -> Sample:
+        """Return the next sample of a task, from a new source where the present one cannot reach the exact length."""
+        for _ in range(_ATTEMPTS):
+            if task not in sources:
+                sources[task] = self._samples(task, length, rng.getrandbits(48))
+            try:
+                return next(sources[task])
+            except DataError as error:  # about one draw of background in a thousand cannot be cut to a short length
+                del sources[task]
+                fault = error
+        raise fault
 
     def _samples(self, task: str, length: int, seed: int) -> Iterator[Sample]:
         if self._background is None:
