@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MIN_SENTENCE_TOKENS = 10
-MAX_CORRECTIONS = 50
+MAX_CORRECTIONS = 60
+NEAR = 12  # characters within which a cut of the exact token count is looked for
 
 
 @dataclass(frozen=True)
@@ -122,19 +123,35 @@ class Haystack:
         return [*kept, *self._cut(self._draw(room, rng), room, rng)] if room > 0 else kept
 
     def _beginning(self, piece: Piece, count: int, rng: random.Random) -> Piece:
-        """Return the beginning of a sentence with exactly `count` tokens (of another one where this has none)."""
-        for _ in range(MAX_CORRECTIONS):
-            if len(piece.ids) == count:
-                return piece
-            text = str(self._tokenizer.decode(list(piece.ids[:count]), clean_up_tokenization_spaces=False))
-            text = text if text.startswith(" ") else f" {text}"
-            if piece.text.startswith(text) and text == text.rstrip() and self._piece(text).ids == piece.ids[:count]:
-                return Piece(text, piece.ids[:count])
+        """Return the beginning of a sentence with exactly `count` tokens, of another sentence where this has none."""
+        text = piece.text
+        for attempt in range(MAX_CORRECTIONS):
+            if cut := self._prefix(text, count):
+                return cut
             document = self._random_document(rng)
-            piece = rng.choice([other for other in document if len(other.ids) >= count] or document)
-            if len(piece.ids) < count:
-                continue
+            text = rng.choice([other for other in document if len(other.ids) >= count] or document).text
+            if attempt > MAX_CORRECTIONS // 2:  # writing with several tokens per character: begin inside the sentence
+                words = text.split(" ")
+                text = " " + " ".join(words[rng.randrange(1, len(words)) :])
         raise DataError(f"{self._name}: cannot cut a sentence to exactly {count} tokens with this tokenizer")
+
+    def _prefix(self, text: str, count: int) -> Piece | None:
+        """Return the beginning of a text with exactly `count` tokens, if cutting somewhere near gives it."""
+        end = self._end_of_token(text, count)
+        for distance in range(NEAR):
+            for position in (end - distance, end + distance):
+                cut = text[: max(position, 0)]
+                if cut.strip() and cut == cut.rstrip() and len(ids := self.encode([cut])[0]) == count:
+                    return Piece(cut, tuple(ids))
+        return None
+
+    def _end_of_token(self, text: str, count: int) -> int:
+        """Return about how many characters the first `count` tokens cover."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return len(text) * count // max(1, len(self.encode([text])[0]))
+        offsets = backend.encode(text, add_special_tokens=False).offsets
+        return int(offsets[min(count, len(offsets)) - 1][1])
 
 
 def _mix(needles: Sequence[Piece], hay: Sequence[Piece], places: Sequence[float]) -> list[Piece]:

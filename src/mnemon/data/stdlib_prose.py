@@ -71,11 +71,15 @@ def _topic_texts(name: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
                         yield f"{name}:{topic}", text
 
 
-def _docstrings(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        match node:
-            case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
-                yield ast.get_docstring(node) or ""
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    """Yield the docstrings of a module, its classes and functions, also of nested and conditional ones."""
+    match node:
+        case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+            yield ast.get_docstring(node) or ""
+    for block in ("body", "orelse", "handlers", "finalbody"):
+        inner = getattr(node, block, ())
+        for child in inner if isinstance(inner, list) else ():  # a lambda's body is no list
+            yield from _docstrings(child)
 
 
 _PROSE = re.compile(r"[\"'(]?[A-Z][\x20-\x7e]*[.!?][\"')]*")
@@ -86,7 +90,8 @@ def _prose_sentences(text: str) -> Iterator[str]:
     for paragraph in join_paragraphs(text.splitlines()):
         if ">>>" in paragraph or "::=" in paragraph:
             continue
-        for sentence in split_sentences(paragraph.replace("**", "").replace("*", "").replace("``", '"')):
+        plain = " ".join(paragraph.replace("*", "").replace("``", '"').split())
+        for sentence in split_sentences(plain):
             letters = sum(character.isalpha() or character == " " for character in sentence)
             words = len(sentence.split())
             if (
