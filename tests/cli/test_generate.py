@@ -49,6 +49,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         code = main(["generate", model, *options])
         captured = capsys.readouterr()
         assert code == 0, captured.err
+        assert captured.err == ""
         return captured.out
 
     return run_generate

@@ -37,8 +37,13 @@ def generate(
     settings = _settings(max_new_tokens, sample, temperature, top_p, seed, beams)
     text = _read_prompt(prompt, prompt_file)
 
-    from mnemon.models.loading import load_model
+    from transformers.utils import logging
 
+    from mnemon.models.loading import load_model, resolve
+
+    logging.set_verbosity_error()
+    if Path(resolve(model)).is_dir():  # only a download is worth a bar
+        logging.disable_progress_bar()
     loaded, tokenizer = load_model(model)
     if knock_out_memory:
         from mnemon.evaluation.controls import has_memory
