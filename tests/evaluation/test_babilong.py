@@ -135,3 +135,18 @@ def test_unknown_names_are_refused_with_a_suggestion(plain: Any, options: dict[s
         evaluate_babilong(plain, layout="long", **options)
     with pytest.raises(ConfigError, match="no samples for qa2"):
         FixedSamples({("qa1", "0k"): fake_source.cell("qa1", "0k")}).cell("qa2", "0k")
+
+
+def test_some_lengths_may_have_fewer_samples(
+    plain: Any, options: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    result = evaluate_babilong(plain, **options, samples_at={"1k": 2}, cells_folder=tmp_path)
+    assert [len(cell.predictions) for cell in result.cells] == [5, 5, 2, 2]
+    assert result_from_json(to_json(result)) == result
+    with pytest.raises(ConfigError, match="made with num_samples=2, this run has 3"):
+        evaluate_babilong(plain, **options, samples_at={"1k": 3}, cells_folder=tmp_path)
+    with pytest.raises(ConfigError, match="num_samples must be at least 1, got 0"):
+        evaluate_babilong(plain, **options, samples_at={"1k": 0})
+    source = GeneratedSamples(tokenizer, 3, samples_at={"1k": 2})
+    assert len(source.cell("qa1", "0k")) == 3
+    assert len(source.cell("qa1", "1k")) == 2

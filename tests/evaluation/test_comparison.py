@@ -109,3 +109,15 @@ def test_the_fingerprint_changes_with_any_weight(plain: Any) -> None:
     changed = weights_fingerprint(plain)
     weight[3, 1] -= 1e-3
     assert changed != before
+
+
+def test_a_group_weighs_every_length_the_same_however_many_samples_it_has(invent: Invent) -> None:
+    result = invent("a", lambda step, task: 1.0 if step == 0 else 0.0, lengths=("0k", "1k"), num_samples=40)
+    cells = [cell if cell.length == "0k" else replace(cell, predictions=cell.predictions[:4]) for cell in result.cells]
+    fewer = replace(result, settings=replace(result.settings, samples_at={"1k": 4}), cells=tuple(cells))
+    whole, uneven = (
+        Comparison([result]).group_accuracy("a", ("qa1",)),
+        Comparison([fewer]).group_accuracy("a", ("qa1",)),
+    )
+    assert uneven.mean == whole.mean == 0.5
+    assert uneven.low < whole.low < whole.high < uneven.high

@@ -2,6 +2,7 @@ import io
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -38,6 +39,19 @@ def test_the_page_has_tests_sizes_both_rules_and_the_command(four_models: Compar
     page = markdown_page(EvaluationRun(four_models.results, "mnemon eval x"))
     for text in ("LM2 − plain", "100,000", "substring rule", "`mnemon eval x`", "p (Holm)", "Control, "):
         assert text in page
+
+
+def test_lengths_say_their_samples_where_these_differ(invent: Invent) -> None:
+    full = invent("a", lambda *_: 1.0, lengths=("0k", "1k"))
+    cells = [c if c.length == "0k" else replace(c, predictions=c.predictions[:4]) for c in full.cells]
+    settings = replace(full.settings, samples_at={"1k": 4})
+    comparison = Comparison([replace(full, settings=settings, cells=tuple(cells))])
+    lines = tables.accuracy_grid(comparison).markdown().splitlines()
+    assert lines[0].startswith("| length (samples) | model |")
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["0k (40)", "1k (4)"]
+    page = html_report(EvaluationRun(comparison.results, "x"), comparison, [])
+    assert "40 per task and length (1k: 4), seed 0" in page
+    assert "<td>1k (4)</td>" in page
 
 
 def test_a_single_model_has_no_tests_and_no_best(invent: Invent) -> None:

@@ -48,6 +48,7 @@ def evaluate_babilong(
     tasks: Sequence[str],
     lengths: Sequence[str],
     num_samples: int,
+    samples_at: Mapping[str, int] | None = None,
     seed: int = 0,
     background: str = "stdlib",
     split: Literal["train", "test"] = "test",
@@ -72,6 +73,7 @@ def evaluate_babilong(
         tasks: task names, "qa1" ... "qa20".
         lengths: length names such as "0k", "4k" (decimal thousands of tokens).
         num_samples: samples per task and length, at least 1.
+        samples_at: another number, at least 1, at some of the lengths.
         seed: seed of the samples; the same seed (and tokenizer) gives the same ones.
         background: "stdlib", a folder of text files or "hf:<name>".
         split: half of the stories and of the background to draw from.
@@ -95,8 +97,9 @@ def evaluate_babilong(
         ConfigError: if a task, length, layout or number is wrong, or a stored cell was made with other settings.
         DataError: if a stored cell cannot be read.
     """
-    if num_samples < 1:
-        raise ConfigError(f"num_samples must be at least 1, got {num_samples}")
+    for count in (num_samples, *(samples_at or {}).values()):
+        if count < 1:
+            raise ConfigError(f"num_samples must be at least 1, got {count}")
     if layout not in LAYOUTS:
         raise ConfigError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     settings = EvaluationSettings(
@@ -109,12 +112,15 @@ def evaluate_babilong(
         split=split,
         layout=layout,
         max_new_tokens=max_new_tokens,
+        samples_at=dict(samples_at or {}),
     )
     spec = ModelSpec(label, model, tokenizer, dict(generate_kwargs or {}), source, dict(training or {}))
     info = describe_model(spec)
     if samples is None:
         reserve = OFFICIAL_RESERVE if layout == "official" else 0
-        samples = GeneratedSamples(tokenizer, num_samples, str(background), split, seed, reserve)
+        samples = GeneratedSamples(
+            tokenizer, num_samples, str(background), split, seed, reserve, samples_at=settings.samples_at
+        )
     store = _CellStore(cells_folder, spec, info, settings)
 
     cells = []
@@ -150,7 +156,7 @@ def _answer_cell(
     max_batch_tokens: int | None,
     progress: Progress | None,
 ) -> Cell:
-    samples = source.cell(task, length)
+    samples = source.cell(task, length)[: settings.samples_at.get(length)]
     if not samples:
         raise DataError(f"there is no sample for {task} at {length}")
     prompts = [evaluation_prompt(sample, settings.layout) for sample in samples]
@@ -191,8 +197,10 @@ class _CellStore:
         self._folder = None if folder is None else Path(folder) / slug(spec.label)
         made_with = asdict(settings) | {"label": spec.label, "generate_kwargs": spec.generate_kwargs}
         # Tasks and lengths only choose cells; a later run may ask for more of them.
-        self._made_with = {key: value for key, value in made_with.items() if key not in ("tasks", "lengths")}
+        choosing = ("tasks", "lengths", "samples_at")
+        self._made_with = {key: value for key, value in made_with.items() if key not in choosing}
         self._made_with["weights"] = info.weights
+        self._settings = settings
 
     def read(self, task: str, length: str) -> Cell | None:
         """Give a stored cell, or None; ConfigError if it was made with other settings."""
@@ -200,7 +208,7 @@ class _CellStore:
             return None
         value = parse_json(path.read_text(encoding="utf-8"), str(path))
         stored = value.get("made_with", {})
-        for key, wanted in self._made_with.items():
+        for key, wanted in self._cell_made_with(length).items():
             if stored.get(key) != wanted:
                 raise ConfigError(
                     f"{path} was made with {key}={stored.get(key)!r}, this run has {wanted!r}; "
@@ -211,7 +219,11 @@ class _CellStore:
     def write(self, cell: Cell) -> None:
         """Keep a finished cell."""
         if self._folder is not None:
-            atomic_write_json(self._path(cell.task, cell.length), {"made_with": self._made_with, "cell": asdict(cell)})
+            value = {"made_with": self._cell_made_with(cell.length), "cell": asdict(cell)}
+            atomic_write_json(self._path(cell.task, cell.length), value)
+
+    def _cell_made_with(self, length: str) -> dict[str, Any]:
+        return self._made_with | {"num_samples": self._settings.samples_for(length)}
 
     def _path(self, task: str, length: str) -> Path:
         assert self._folder is not None

@@ -80,10 +80,17 @@ class Comparison:
         return wilson_interval(sum(marks), len(marks))
 
     def group_accuracy(self, label: str, tasks: Sequence[str]) -> Interval:
-        """Give a model's accuracy on some tasks over every length together."""
+        """Give a model's accuracy on some tasks over every length together, all lengths weighing the same.
+
+        Where lengths have different numbers of samples the interval is that of as many samples as would give the same
+        uncertainty.
+        """
         result = self._by_label[label]
-        marks = [m for length in self.settings.lengths for m in result.marks(length, self.rule, tuple(tasks))]
-        return wilson_interval(sum(marks), len(marks))
+        marks = [result.marks(length, self.rule, tuple(tasks)) for length in self.settings.lengths]
+        mean = sum(sum(row) / len(row) for row in marks) / len(marks)
+        effective = round(len(marks) ** 2 / sum(1 / len(row) for row in marks))
+        interval = wilson_interval(round(mean * effective), effective)
+        return Interval(mean, min(mean, interval.low), max(mean, interval.high))
 
     def test(self, first: str, second: str, length: str, task: str | None = None) -> PairwiseTest:
         """Give the paired test of two models; the difference in it is that of the pair's own order."""

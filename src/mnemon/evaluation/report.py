@@ -128,10 +128,11 @@ def _headlines(comparison: Comparison) -> list[str]:
 
 
 def _accuracy_table(comparison: Comparison) -> str:
-    head = _cells("th", ["length", "model", *comparison.settings.tasks, "mean"])
+    head = _cells("th", [tables.length_head(comparison), "model", *comparison.settings.tasks, "mean"])
     lines, previous = [], None
     for row in tables.table_rows(comparison):
-        cells = [f"<td>{escape(row.length) if row.length != previous else ''}</td><td>{escape(row.label)}</td>"]
+        shown = tables.length_text(comparison, row.length) if row.length != previous else ""
+        cells = [f"<td>{escape(shown)}</td><td>{escape(row.label)}</td>"]
         for cell in row.cells:
             number, interval = cell.text().split(" ", 1)
             # The tint makes the course over lengths visible at a glance; the number stays the message.
@@ -174,7 +175,7 @@ def _answer(output: str, right: bool) -> str:
 def _making(run: "EvaluationRun", comparison: Comparison) -> str:
     settings = comparison.settings
     facts = {
-        "samples": f"{settings.num_samples} per task and length, seed {settings.seed}, {settings.split} split",
+        "samples": f"{tables.samples_text(settings)}, seed {settings.seed}, {settings.split} split",
         "stories": settings.stories,
         "background": settings.background,
         "prompt layout": settings.layout,

@@ -73,7 +73,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Everything besides the model that decides the predictions."""
+    """Everything besides the model that decides the predictions.
+
+    Attributes:
+        num_samples: samples per task and length.
+        samples_at: another number at some lengths, by length name.
+    """
 
     tasks: tuple[str, ...]
     lengths: tuple[str, ...]
@@ -84,6 +89,11 @@ class EvaluationSettings:
     split: str
     layout: Layout
     max_new_tokens: int
+    samples_at: dict[str, int] = field(default_factory=dict)
+
+    def samples_for(self, length: str) -> int:
+        """Give the samples per task at one length."""
+        return self.samples_at.get(length, self.num_samples)
 
     @property
     def rule(self) -> Rule:

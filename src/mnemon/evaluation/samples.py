@@ -38,6 +38,7 @@ class GeneratedSamples:
     Attributes:
         tokenizer: counts the tokens of a sample; in a comparison the first model's.
         num_samples: samples per task and length.
+        samples_at: another number at some lengths, by length name.
         background: "stdlib", a folder of text files or "hf:<name>".
         split: which half of stories and background; evaluation uses "test".
         seed: the same seed gives the same samples.
@@ -52,6 +53,7 @@ class GeneratedSamples:
     seed: int = 0
     reserve_tokens: int = 0
     stories: Mapping[str, Sequence[Any]] | None = None
+    samples_at: Mapping[str, int] = field(default_factory=dict)
     _kept: dict[tuple[str, str], Sequence[Sample]] = field(default_factory=dict, repr=False)
     _kept_characters: int = field(default=0, repr=False)
 
@@ -73,9 +75,8 @@ class GeneratedSamples:
                 raise ConfigError(f"no stories for {task}; found {', '.join(sorted(self.stories)) or 'none'}")
             options["stories"] = self.stories[task]
         reserve = self.reserve_tokens if number else 0
-        return list(
-            babilong.generate(task, number, self.num_samples, self.tokenizer, reserve_tokens=reserve, **options)
-        )
+        count = self.samples_at.get(length, self.num_samples)
+        return list(babilong.generate(task, number, count, self.tokenizer, reserve_tokens=reserve, **options))
 
 
 @dataclass(frozen=True)

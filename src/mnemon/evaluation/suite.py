@@ -6,7 +6,7 @@ measured on samples of its own.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class SuiteOptions:
         tasks: "qa1" ... "qa10" (any of the twenty with stories or files of one's own).
         lengths: length names such as "0k", "4k".
         num_samples: samples per task and length.
+        samples_at: another number at some lengths, by length name; long texts cost more and may have to be fewer.
         background: "stdlib", a folder of text files or "hf:<name>".
         layout: "short" or "official" prompt.
         stories: per task, stories in place of generated ones.
@@ -63,6 +64,7 @@ class SuiteOptions:
     max_batch_tokens: int | None = None
     max_new_tokens: int = 20
     controls: bool = True
+    samples_at: Mapping[str, int] = field(default_factory=dict)
 
 
 def evaluate_models(
@@ -107,6 +109,7 @@ def evaluate_models(
             tasks=options.tasks,
             lengths=options.lengths,
             num_samples=options.num_samples,
+            samples_at=options.samples_at,
             seed=options.seed,
             background=options.background_name or options.background,
             batch_size=options.batch_size,
@@ -130,7 +133,8 @@ def evaluate_models(
 def number_of_questions(specs: Sequence[ModelSpec], options: SuiteOptions) -> int:
     """Give how many questions `evaluate_models` will ask, for a progress bar."""
     rows = with_controls(specs) if options.controls else specs
-    return len(rows) * len(options.tasks) * len(options.lengths) * options.num_samples
+    per_task = sum(options.samples_at.get(length, options.num_samples) for length in options.lengths)
+    return len(rows) * len(options.tasks) * per_task
 
 
 def generated_samples(tokenizer: Any, options: SuiteOptions) -> GeneratedSamples:
@@ -142,6 +146,7 @@ def generated_samples(tokenizer: Any, options: SuiteOptions) -> GeneratedSamples
         seed=options.seed,
         reserve_tokens=OFFICIAL_RESERVE if options.layout == "official" else 0,
         stories=options.stories,
+        samples_at=options.samples_at,
     )
 
 

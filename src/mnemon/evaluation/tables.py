@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from mnemon.evaluation.comparison import SIGNIFICANCE, Comparison, PairwiseTest
-from mnemon.evaluation.results import Rule
+from mnemon.evaluation.results import EvaluationSettings, Rule
 from mnemon.evaluation.statistics import Interval
 
 NAME_COLUMNS = 2
@@ -90,7 +90,7 @@ def rich_table(comparison: Comparison) -> Table:
         A table to print with rich; intervals stand beside the means only, so that it fits a terminal.
     """
     table = Table(title=title(comparison), caption=caption(comparison), box=box.SIMPLE_HEAD, title_style="bold")
-    table.add_column("length")
+    table.add_column(length_head(comparison))
     table.add_column("model")
     for task in comparison.settings.tasks:
         table.add_column(task, justify="right")
@@ -103,7 +103,7 @@ def rich_table(comparison: Comparison) -> Table:
         styled = [
             f"[bold]{text}[/]" if cell.best else text for text, cell in zip(_escape(texts), row.cells, strict=True)
         ]
-        table.add_row(row.length if row.length != previous else "", row.label, *styled)
+        table.add_row(length_text(comparison, row.length) if row.length != previous else "", row.label, *styled)
         previous = row.length
     return table
 
@@ -113,8 +113,8 @@ def accuracy_grid(comparison: Comparison) -> Grid:
     lines = []
     for row in table_rows(comparison):
         texts = [_strong(cell.text()) if cell.best else cell.text() for cell in row.cells]
-        lines.append((row.length, row.label, *texts))
-    return Grid(("length", "model", *comparison.settings.tasks, "mean"), tuple(lines))
+        lines.append((length_text(comparison, row.length), row.label, *texts))
+    return Grid((length_head(comparison), "model", *comparison.settings.tasks, "mean"), tuple(lines))
 
 
 def model_grid(comparison: Comparison) -> Grid:
@@ -155,6 +155,23 @@ def rules_grid(comparison: Comparison) -> Grid:
 def title(comparison: Comparison) -> str:
     """Name the table."""
     return f"BABILong accuracy in percent ({RULE_NAMES[comparison.rule]})"
+
+
+def length_head(comparison: Comparison) -> str:
+    """Name the column of lengths; it says the number of samples where that is not the same for all."""
+    return "length (samples)" if comparison.settings.samples_at else "length"
+
+
+def length_text(comparison: Comparison, length: str) -> str:
+    """Write a length, with its samples per task in brackets where they are not the same for all lengths."""
+    settings = comparison.settings
+    return f"{length} ({settings.samples_for(length)})" if settings.samples_at else length
+
+
+def samples_text(settings: EvaluationSettings) -> str:
+    """Say how many samples were asked, for example "32 per task and length (8k: 6, 16k: 4)"."""
+    others = ", ".join(f"{length}: {count}" for length, count in settings.samples_at.items())
+    return f"{settings.num_samples} per task and length" + (f" ({others})" if others else "")
 
 
 def caption(comparison: Comparison) -> str:
