@@ -80,10 +80,10 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_real_data_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mnemon.cli.eval import _command_line, _portable
+    from mnemon.cli.display import command_line, portable
 
     monkeypatch.setenv("MNEMON_REAL_DATA", "/somewhere/data/")
-    assert _portable("/somewhere/data/babi") == "$MNEMON_REAL_DATA/babi"
-    assert _portable("/elsewhere/babi") == "/elsewhere/babi"
-    line = _command_line(["x", "eval", "m", "--babi", "/somewhere/data/babi", "--tasks", "a b"])
+    assert portable("/somewhere/data/babi") == "$MNEMON_REAL_DATA/babi"
+    assert portable("/elsewhere/babi") == "/elsewhere/babi"
+    line = command_line(["x", "eval", "m", "--babi", "/somewhere/data/babi", "--tasks", "a b"])
     assert line == "mnemon eval m --babi \"$MNEMON_REAL_DATA/babi\" --tasks 'a b'"

@@ -1,17 +1,14 @@
 """`mnemon eval`: accuracy of one or more models on BABILong, with controls, intervals and paired tests."""
 
 import json
-import os
 import re
-import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mnemon.cli.display import command_line, portable, print_comparison, question_bar, silence_libraries
 from mnemon.cli.options import JsonOption, OverwriteOption, ResumeOption, SeedOption
 from mnemon.errors import ConfigError
 from mnemon.files import prepare_output_folder
@@ -21,11 +18,10 @@ if TYPE_CHECKING:
     from mnemon.evaluation.results import Layout
     from mnemon.evaluation.run import EvaluationRun
     from mnemon.evaluation.samples import FixedSamples
-    from mnemon.evaluation.suite import SuiteOptions, SuiteProgress
+    from mnemon.evaluation.suite import SuiteOptions
 
 _DEFAULT_LENGTHS = "0k,1k,2k,4k,8k,16k"
 _DEFAULT_TASKS = "qa1,qa2,qa3,qa4,qa5,qa6,qa7,qa8,qa9,qa10"
-_REAL_DATA = "MNEMON_REAL_DATA"
 
 
 def evaluate(
@@ -137,14 +133,14 @@ def _options(
     folder = resolve(first_model)
     known_tasks = trained_tasks(folder) or _DEFAULT_TASKS.split(",")
     known_lengths = _DEFAULT_LENGTHS.split(",")
-    names: dict[str, Any] = {"background_name": _portable(background)}
+    names: dict[str, Any] = {"background_name": portable(background)}
     if fixed is not None:
         known_tasks, known_lengths = fixed.tasks(), fixed.lengths()
         names |= {"background_name": "as published", "stories_name": "as published"}
     chosen = check_tasks(known_tasks if tasks is None else _words(tasks))
     if babi is not None:
         others["stories"] = read_test_stories(babi, chosen)
-        names["stories_name"] = _portable(str(babi))
+        names["stories_name"] = portable(str(babi))
     return SuiteOptions(
         tasks=chosen,
         lengths=check_lengths(known_lengths if lengths is None else _words(lengths)),
@@ -167,19 +163,10 @@ def _published(data: list[Path] | None, babi: Path | None, num_samples: int) -> 
 
 
 def _load(label: str | None, name: str, device: str) -> "ModelSpec":
-    from transformers.utils import logging
+    from mnemon.evaluation.checkpoints import load_spec
 
-    from mnemon.evaluation.checkpoints import training_facts
-    from mnemon.evaluation.controls import ModelSpec
-    from mnemon.models.loading import load_model, resolve
-
-    # Loading bars and kernel advice would drown what this command has to say.
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    model, tokenizer = load_model(name, device=device)
-    return ModelSpec(
-        label or Path(name).name, model, tokenizer, source=_portable(name), training=training_facts(resolve(name))
-    )
+    silence_libraries()
+    return load_spec(label or Path(name).name, name, device=device, source=portable(name))
 
 
 def _run(
@@ -190,13 +177,13 @@ def _run(
     from mnemon.evaluation.suite import evaluate_models, number_of_questions
 
     try:
-        with _progress_bar(show_progress, number_of_questions(specs, options)) as progress:
+        with question_bar(show_progress, number_of_questions(specs, options)) as progress:
             run = evaluate_models(
                 specs,
                 options,
                 samples=fixed,
                 cells_folder=folder / "cells",
-                command=_command_line(sys.argv),
+                command=command_line(sys.argv),
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -207,44 +194,14 @@ def _run(
 
 
 def _print_run(run: "EvaluationRun", folder: Path, as_json: bool) -> None:
-    from rich.console import Console
-
     from mnemon.evaluation.run import summary
-    from mnemon.evaluation.tables import rich_table
 
     comparison = run.comparison
     if as_json:
         print(json.dumps({"output": str(folder), **summary(run, comparison)}, ensure_ascii=False))
         return
-    console = Console()
-    console.print(rich_table(comparison))
-    for note in comparison.notes():
-        console.print(note, style="dim")
-    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
-
-
-@contextmanager
-def _progress_bar(show: bool, total: int) -> "Iterator[SuiteProgress | None]":
-    """Show on standard error which model, task and length is at work, and how many questions are done."""
-    if not show:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed} of {task.total} questions"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        line = bar.add_task("making samples", total=total)
-
-        def report(label: str, task: str, length: str, count: int) -> None:
-            bar.update(line, description=f"{label}  {task} at {length}", advance=count)
-
-        yield report
+    print_comparison(comparison)
+    print(f"Report: {folder / 'report.html'}")
 
 
 def _words(text: str) -> list[str]:
@@ -287,21 +244,6 @@ def _pick_device(name: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: this machine has no CUDA device; use cpu or auto")
     return name
-
-
-def _command_line(argv: list[str]) -> str:
-    """Write the command so that it can be given again elsewhere: program by name, real data by variable."""
-    return " ".join(["mnemon", *(_quote(_portable(word)) for word in argv[1:])])
-
-
-def _quote(word: str) -> str:
-    return f'"{word}"' if word.startswith(f"${_REAL_DATA}") else shlex.quote(word)
-
-
-def _portable(path: str) -> str:
-    """Replace the folder of the real data, if it is named by the environment, by the variable's name."""
-    folder = os.environ.get(_REAL_DATA, "").rstrip("/")
-    return path.replace(folder, f"${_REAL_DATA}", 1) if folder and path.startswith(folder) else path
 
 
 def _file_name(label: str) -> str:

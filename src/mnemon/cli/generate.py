@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mnemon.cli.display import silence_libraries
 from mnemon.cli.options import JsonOption, KnockOutOption, ModelArgument
 from mnemon.errors import ConfigError, DataError
 from mnemon.files import read_text
@@ -37,13 +38,9 @@ def generate(
     settings = _settings(max_new_tokens, sample, temperature, top_p, seed, beams)
     text = _read_prompt(prompt, prompt_file)
 
-    from transformers.utils import logging
-
     from mnemon.models.loading import load_model, resolve
 
-    logging.set_verbosity_error()
-    if Path(resolve(model)).is_dir():  # only a download is worth a bar
-        logging.disable_progress_bar()
+    silence_libraries(keep_bars=not Path(resolve(model)).is_dir())  # only a download is worth a bar
     loaded, tokenizer = load_model(model)
     if knock_out_memory:
         from mnemon.evaluation.controls import has_memory

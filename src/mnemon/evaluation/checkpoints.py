@@ -1,6 +1,7 @@
-"""What a checkpoint folder says about its own training, read from the files that `mnemon train` leaves beside it.
+"""Checkpoints as rows of a comparison, and what their folders say about their own training.
 
-Models from elsewhere have none of these files; then nothing is known and nothing is claimed.
+That is read from the files that `mnemon train` leaves beside a model. Models from elsewhere have none of these files;
+then nothing is known and nothing is claimed.
 """
 
 import json
@@ -10,11 +11,30 @@ from typing import Any
 import yaml
 
 from mnemon.errors import DataError
+from mnemon.evaluation.controls import ModelSpec
 from mnemon.evaluation.results import LAYOUTS, Layout
 from mnemon.files import read_text
+from mnemon.models.loading import load_model, resolve
 
 RECIPE = "recipe.yaml"
 _FACTS = ("name", "seed", "tokens", "steps", "trained_length", "version")
+
+
+def load_spec(label: str, name: str, *, device: str = "cpu", source: str | None = None) -> ModelSpec:
+    """Load a model with its tokenizer and the facts about its training.
+
+    Args:
+        label: name in tables and plots.
+        name: a local folder, a shipped checkpoint's name, or a hub name.
+        device: where to put the model.
+        source: what the record says about where it came from; None = `name`.
+
+    Raises:
+        CheckpointError: if there is no such model, or its files are damaged.
+        DataError: if the facts about its training cannot be read.
+    """
+    model, tokenizer = load_model(name, device=device)
+    return ModelSpec(label, model, tokenizer, source=source or name, training=training_facts(resolve(name)))
 
 
 def training_facts(folder: str | Path) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""What several commands show alike: quiet libraries, the progress of an evaluation, its table, the command line itself.
+
+Results go to standard output, progress to standard error.
+"""
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mnemon.evaluation.comparison import Comparison
+    from mnemon.evaluation.suite import SuiteProgress
+
+REAL_DATA = "MNEMON_REAL_DATA"
+"""Environment variable with the folder of the real data; where it is set, commands are recorded with the variable."""
+
+
+def silence_libraries(*, keep_bars: bool = False) -> None:
+    """Keep Hugging Face's loading bars and advice about kernels out of what a command has to say.
+
+    Args:
+        keep_bars: leave the bars, for a command that may download.
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if not keep_bars:
+        logging.disable_progress_bar()
+
+
+@contextmanager
+def question_bar(show: bool, total: int) -> "Iterator[SuiteProgress | None]":
+    """Show on standard error which model, task and length is at work, and how many questions are done."""
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} questions"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task("making samples", total=total)
+
+        def report(label: str, task: str, length: str, count: int) -> None:
+            bar.update(line, description=f"{label}  {task} at {length}", advance=count)
+
+        yield report
+
+
+def print_comparison(comparison: "Comparison") -> None:
+    """Print the accuracy table and what a reader must know about its models."""
+    from rich.console import Console
+
+    from mnemon.evaluation.tables import rich_table
+
+    console = Console()
+    console.print(rich_table(comparison))
+    for note in comparison.notes():
+        console.print(note, style="dim", markup=False)
+
+
+def command_line(argv: list[str]) -> str:
+    """Write the command so that it can be given again elsewhere: program by name, real data by variable."""
+    return " ".join(["mnemon", *(_quote(portable(word)) for word in argv[1:])])
+
+
+def portable(path: str) -> str:
+    """Replace the folder of the real data, if it is named by the environment, by the variable's name."""
+    folder = os.environ.get(REAL_DATA, "").rstrip("/")
+    return path.replace(folder, f"${REAL_DATA}", 1) if folder and path.startswith(folder) else path
+
+
+def _quote(word: str) -> str:
+    return f'"{word}"' if word.startswith(f"${REAL_DATA}") else shlex.quote(word)
