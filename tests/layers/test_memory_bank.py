@@ -1,4 +1,4 @@
-"""The bank against its equations: the online write equals the softmax, gates and initial bank are what they should be."""
+"""The bank against its equations: the online write is the softmax, gates and initial bank are what they should be."""
 
 import math
 

@@ -9,6 +9,7 @@ from mnemon.errors import DataError
 from mnemon.training.batches import Batch, BatchMaker, BatchStream
 from mnemon.training.build import build_tokenizer
 from mnemon.training.curriculum import Curriculum
+from mnemon.training.recipe import DataSection
 from mnemon.training.recipe_io import check_recipe
 
 
@@ -20,7 +21,7 @@ def maker(tiny: dict[str, Any]) -> BatchMaker:
 
 @pytest.fixture
 def curriculum(maker: BatchMaker) -> Curriculum:
-    return Curriculum(maker.data.lengths, list(maker.data.tasks), maker.data.curriculum)
+    return Curriculum(maker.data.stages, list(maker.data.tasks), maker.data.curriculum)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -103,3 +104,13 @@ def test_worker_processes_make_the_same_batches(maker: BatchMaker, curriculum: C
     for index in range(3):
         assert same(next(batches), maker.make(index, 0))
     stream.close()
+
+
+def test_stages_with_few_facts_come_first_and_hold_few_facts(maker: BatchMaker) -> None:
+    data = DataSection(tasks=["qa1"], lengths=[0, 64], fact_limits=[2, 4], questions_per_story=1)
+    assert [tuple(stage) for stage in data.stages] == [(0, 2), (0, 4), (0, None), (64, None)]
+    few = BatchMaker(data, maker.tokenizer, seed=0, batch_tokens=2048)
+    texts = [few.tokenizer.batch_decode(few.make(0, stage)["input_ids"]) for stage in range(3)]
+    most = [max(text.count(".") for text in stage) for stage in texts]
+    assert most[:2] == [2, 4]
+    assert most[2] > 4

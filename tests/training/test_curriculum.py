@@ -7,18 +7,19 @@ from hypothesis import strategies as st
 
 from mnemon.errors import CheckpointError
 from mnemon.training.curriculum import Curriculum
-from mnemon.training.recipe import CurriculumSection
+from mnemon.training.recipe import CurriculumSection, Stage
 
+STAGES = [Stage(0, None), Stage(64, None), Stage(128, None)]
 RIGHT, WRONG = [("a", True), ("b", True)], [("a", True), ("b", False)]
 
 
 def curriculum(**options: Any) -> Curriculum:
-    return Curriculum([0, 64, 128], ["a", "b"], CurriculumSection(**{"window": 4, **options}))
+    return Curriculum(STAGES, ["a", "b"], CurriculumSection(**{"window": 4, **options}))
 
 
-def feed(subject: Curriculum, answers: list[tuple[str, bool]], times: int, length: int | None = None) -> None:
+def feed(subject: Curriculum, answers: list[tuple[str, bool]], times: int, stage: int | None = None) -> None:
     for _ in range(times):
-        subject.observe(subject.length if length is None else length, answers, 100)
+        subject.observe(subject.stage if stage is None else stage, answers, 100)
 
 
 def test_a_stage_advances_when_the_window_is_full_and_the_threshold_reached() -> None:
@@ -42,7 +43,7 @@ def test_old_mistakes_leave_the_window() -> None:
 def test_answers_to_shorter_contexts_do_not_count() -> None:
     subject = curriculum()
     feed(subject, RIGHT, 4)
-    feed(subject, RIGHT, 20, length=0)
+    feed(subject, RIGHT, 20, stage=0)
     assert subject.stage == 1
 
 
@@ -83,25 +84,23 @@ def test_the_last_stage_goes_on_and_is_recorded_once() -> None:
     assert [record.reason for record in subject.history] == ["learned"]
 
 
-batches = st.lists(
-    st.tuples(st.sampled_from([0, 64, 128]), st.lists(st.booleans(), min_size=2, max_size=2)), max_size=60
-)
+batches = st.lists(st.tuples(st.sampled_from([0, 1, 2]), st.lists(st.booleans(), min_size=2, max_size=2)), max_size=60)
 
 
 @given(batches, st.integers(0, 60))
 def test_a_restored_curriculum_continues_as_if_nothing_had_happened(seen: list[Any], cut: int) -> None:
     whole, resumed = curriculum(threshold=0.6), curriculum(threshold=0.6)
-    for number, (length, answers) in enumerate(seen):
+    for number, (stage, answers) in enumerate(seen):
         if number == cut:
             state = json.loads(json.dumps(resumed.state()))
             resumed = curriculum(threshold=0.6)
             resumed.restore(state)
         named = list(zip("ab", answers, strict=True))
-        assert whole.observe(length, named, 10) == resumed.observe(length, named, 10)
+        assert whole.observe(stage, named, 10) == resumed.observe(stage, named, 10)
     assert whole.state() == resumed.state()
 
 
-def test_a_state_of_other_lengths_is_refused() -> None:
-    state = {**curriculum().state(), "lengths": [0, 1]}
-    with pytest.raises(CheckpointError, match="other lengths"):
+def test_a_state_of_other_stages_is_refused() -> None:
+    state = {**curriculum().state(), "stages": [[0, None], [1, None]]}
+    with pytest.raises(CheckpointError, match="other stages"):
         curriculum().restore(state)

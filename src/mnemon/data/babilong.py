@@ -53,6 +53,7 @@ def generate(
     seed: int = 0,
     num_questions: int = 1,
     reserve_tokens: int = 0,
+    max_facts: int | None = None,
     stories: Sequence[Story] | None = None,
     start: int = 0,
 ) -> Iterator[Sample]:
@@ -73,6 +74,7 @@ def generate(
         seed: sample number i depends on the arguments, the seed and i only.
         num_questions: how many questions about the text in all; those after the first stand in `Sample.questions`.
         reserve_tokens: tokens left free for the prompt: the text has `length - reserve_tokens` tokens.
+        max_facts: use only questions with at most this many facts before them; None = any number.
         stories: take these stories (for example read from a bAbI file) instead of generated ones: each of their
             questions gives one sample, in random order, until they run out.
         start: number of the first sample, to go on where an earlier call stopped.
@@ -91,11 +93,18 @@ def generate(
             raise ConfigError(f"expected {name} of at least 0, got {value}")
     if num_questions < 1:
         raise ConfigError(f"expected num_questions of at least 1, got {num_questions}")
+    if max_facts is not None and max_facts < 1:
+        raise ConfigError(f"expected max_facts of at least 1, got {max_facts}")
     if 0 < tokens <= reserve_tokens:
         raise ConfigError(f"expected reserve_tokens below the length {tokens}, got {reserve_tokens}")
     source = background if isinstance(background, Background) else load_background(background, split)
     maker = _Maker(
-        task, tokens, tokens - reserve_tokens if tokens else 0, haystack_for(source, tokenizer), num_questions
+        task,
+        tokens,
+        tokens - reserve_tokens if tokens else 0,
+        haystack_for(source, tokenizer),
+        num_questions,
+        max_facts,
     )
     if stories is None:
         drawn = _generated_pairs(maker, f"{task} {tokens} {split} {seed}", split, start)
@@ -126,7 +135,8 @@ def _generated_pairs(maker: _Maker, name: str, split: Split, start: int) -> Iter
                 break
         else:
             raise ConfigError(
-                f"no story of {maker.task} fits into {maker.target} tokens; use a greater length or reserve less"
+                f"no story of {maker.task}{maker.limit()} fits into {maker.target} tokens; "
+                "use a greater length or reserve less"
             )
 
 
@@ -148,13 +158,20 @@ class _Maker:
     target: int
     haystack: Haystack
     num_questions: int
+    max_facts: int | None
 
     def fits(self, story: Story, question: Question) -> bool:
         """Tell whether the facts are few and short enough for the length."""
         facts = story.facts_before(question)
+        if self.max_facts is not None and len(facts) > self.max_facts:
+            return False
         if self.length == 0:
             return True
         return len(facts) * TOKENS_PER_FACT <= self.length and self.haystack.fact_tokens(facts) <= self.target
+
+    def limit(self) -> str:
+        """Say how many facts are allowed, for messages."""
+        return "" if self.max_facts is None else f" with at most {self.max_facts} facts"
 
     def make(self, story: Story, question: Question, rng: random.Random, name: str) -> Sample:
         facts = story.facts_before(question)

@@ -22,7 +22,7 @@ from mnemon.data.background import Background, load_background
 from mnemon.data.encoding import IGNORED, training_example
 from mnemon.errors import DataError
 from mnemon.training.curriculum import Curriculum
-from mnemon.training.recipe import DataSection
+from mnemon.training.recipe import DataSection, Stage
 
 Batch = dict[str, Any]
 
@@ -51,22 +51,23 @@ class BatchMaker:
     def make(self, index: int, stage: int) -> Batch:
         """Return batch `index` (from 0) of a run that has reached `stage`."""
         rng = random.Random(f"{self.seed}/{self.split}/{index}/{stage}")
-        lengths = self.data.lengths
+        stages = self.data.stages
         shorter = stage > 0 and rng.random() < self.data.curriculum.share_shorter
-        length = rng.choice(lengths[:stage]) if shorter else lengths[stage]
-        return self.collate(self._rows(length, rng), length)
+        number = rng.randrange(stage) if shorter else stage
+        batch = self.collate(self._rows(stages[number], rng), stages[number].length)
+        return batch | {"stage": number}
 
     def check(self) -> None:
-        """Make one sample of every task and length, so that an impossible pair is refused before the run begins.
+        """Make one sample of every task and stage, so that an impossible pair is refused before the run begins.
 
         Raises:
             ConfigError: no story of a task fits into a length.
         """
-        for length in self.data.lengths:
+        for stage in self.data.stages:
             for task in self.data.tasks:
-                self._next({}, task, length, random.Random(0))
+                self._next({}, task, stage, random.Random(0))
 
-    def _rows(self, length: int, rng: random.Random) -> list[tuple[str, list[int], list[int]]]:
+    def _rows(self, stage: Stage, rng: random.Random) -> list[tuple[str, list[int], list[int]]]:
         """Draw (task, ids, labels) until one more row would exceed the token budget."""
         tasks, weights = list(self.data.tasks), list(self.data.tasks.values())
         sources: dict[str, Iterator[Sample]] = {}
@@ -74,17 +75,17 @@ class BatchMaker:
         longest = 0
         while True:
             task = rng.choices(tasks, weights)[0]
-            ids, labels = self._encode(self._next(sources, task, length, rng))
+            ids, labels = self._encode(self._next(sources, task, stage, rng))
             longest = max(longest, len(ids))
             if rows and longest * (len(rows) + 1) > self.batch_tokens:
                 return rows
             rows.append((task, ids, labels))
 
-    def _next(self, sources: dict[str, Iterator[Sample]], task: str, length: int, rng: random.Random) -> Sample:
+    def _next(self, sources: dict[str, Iterator[Sample]], task: str, stage: Stage, rng: random.Random) -> Sample:
         """Return the next sample of a task, from a new source where the present one cannot reach the exact length."""
         for _ in range(_ATTEMPTS):
             if task not in sources:
-                sources[task] = self._samples(task, length, rng.getrandbits(48))
+                sources[task] = self._samples(task, stage, rng.getrandbits(48))
             try:
                 return next(sources[task])
             except DataError as error:  # about one draw of background in a thousand cannot be cut to a short length
@@ -92,18 +93,19 @@ class BatchMaker:
                 fault = error
         raise fault
 
-    def _samples(self, task: str, length: int, seed: int) -> Iterator[Sample]:
+    def _samples(self, task: str, stage: Stage, seed: int) -> Iterator[Sample]:
         if self._background is None:
             self._background = load_background(self.data.background, self.split)
         return generate(
             task,
-            length,
+            stage.length,
             self.batch_tokens,  # made one by one; a batch never has more rows than tokens
             self.tokenizer,
             background=self._background,
             split=self.split,
             seed=seed,
             num_questions=self.data.questions_per_story,
+            max_facts=stage.max_facts,
         )
 
     def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:

@@ -1,19 +1,19 @@
 """Curriculum by achievement: the context grows when the current length is answered well, not after a fixed time.
 
-Lengths are the stages. The share of rightly answered questions is taken from the training batches themselves: every
-sample is new, so what the model answers before it learns from a batch is an unbiased measure. `Curriculum` is plain
-Python whose state is one JSON value, so that a resumed run continues exactly.
+A stage is a context length, or one with few facts. The share of rightly answered questions is taken from the training
+batches themselves: every sample is new, so what the model answers before it learns from a batch is an unbiased measure.
+`Curriculum` is plain Python whose state is one JSON value, so that a resumed run continues exactly.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mnemon.errors import CheckpointError
-from mnemon.training.recipe import CurriculumSection
+from mnemon.training.recipe import CurriculumSection, Stage
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class StageRecord:
 
     Attributes:
         length: context length in tokens.
+        max_facts: most facts in a context, None = any number.
         tokens: tokens trained on during the stage (shorter lengths that were mixed in included).
         accuracy: running accuracy when it ended, by task.
         reason: `learned` or `max_stage_tokens`.
     """
 
     length: int
+    max_facts: int | None
     tokens: int
     accuracy: dict[str, float]
     reason: str
@@ -36,8 +38,8 @@ class StageRecord:
 class Curriculum:
     """Stage counter that advances when the running answer accuracy of the current length reaches the threshold."""
 
-    def __init__(self, lengths: list[int], tasks: list[str], options: CurriculumSection) -> None:
-        self.lengths = list(lengths)
+    def __init__(self, stages: Sequence[Stage], tasks: list[str], options: CurriculumSection) -> None:
+        self.stages = [Stage(*stage) for stage in stages]
         self.tasks = list(tasks)
         self.options = options
         self.stage = options.start_stage
@@ -50,18 +52,18 @@ class Curriculum:
     @property
     def length(self) -> int:
         """Return the context length of the current stage in tokens."""
-        return self.lengths[self.stage]
+        return self.stages[self.stage].length
 
     @property
     def accuracy(self) -> dict[str, float]:
         """Return the running accuracy by task at the current length (only tasks that were asked)."""
         return {task: sum(seen) / len(seen) for task, seen in self._recent.items() if seen}
 
-    def observe(self, length: int, answers: Iterable[tuple[str, bool]], tokens: int) -> bool:
+    def observe(self, stage: int, answers: Iterable[tuple[str, bool]], tokens: int) -> bool:
         """Take in what one batch showed.
 
         Args:
-            length: context length of the batch.
+            stage: number of the stage the batch was drawn from.
             answers: (task, whether every answer token was right) per question.
             tokens: tokens of the batch.
 
@@ -69,7 +71,7 @@ class Curriculum:
             Whether the stage advanced.
         """
         self.stage_tokens += tokens
-        if length == self.length:
+        if stage == self.stage:
             for task, right in answers:
                 self._recent[task].append(int(right))
         if self.stage_tokens < self.options.min_stage_tokens:
@@ -82,7 +84,7 @@ class Curriculum:
     def state(self) -> dict[str, Any]:
         """Return everything the curriculum knows as a JSON value."""
         return {
-            "lengths": self.lengths,
+            "stages": [list(stage) for stage in self.stages],
             "stage": self.stage,
             "stage_tokens": self.stage_tokens,
             "learned_all": self.learned_all,
@@ -94,13 +96,13 @@ class Curriculum:
         """Continue from what `state` returned.
 
         Args:
-            state: value of `state()` of a curriculum with the same lengths and tasks.
+            state: value of `state()` of a curriculum with the same stages and tasks.
 
         Raises:
-            CheckpointError: the lengths or tasks differ.
+            CheckpointError: the stages or tasks differ.
         """
-        if state["lengths"] != self.lengths or set(state["recent"]) != set(self.tasks):
-            raise CheckpointError("the checkpoint's curriculum has other lengths or tasks than the recipe")
+        if [Stage(*stage) for stage in state["stages"]] != self.stages or set(state["recent"]) != set(self.tasks):
+            raise CheckpointError("the checkpoint's curriculum has other stages or tasks than the recipe")
         self.stage, self.stage_tokens = state["stage"], state["stage_tokens"]
         self.learned_all = state["learned_all"]
         self.history = [StageRecord(**record) for record in state["history"]]
@@ -115,10 +117,10 @@ class Curriculum:
 
     def _advance(self, reason: str) -> bool:
         """Close the stage; the last stage goes on for ever and is recorded once."""
-        last = self.stage == len(self.lengths) - 1
+        last = self.stage == len(self.stages) - 1
         if last and (self.learned_all or reason != "learned"):
             return False
-        self.history.append(StageRecord(self.length, self.stage_tokens, self.accuracy, reason))
+        self.history.append(StageRecord(*self.stages[self.stage], self.stage_tokens, self.accuracy, reason))
         self.learned_all = last
         if not last:
             self.stage += 1

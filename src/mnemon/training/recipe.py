@@ -8,7 +8,7 @@ Hugging Face base configuration (`model.base`) are checked when the model is bui
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -97,7 +97,7 @@ class CurriculumSection(Section):
         window: most recent questions per task over which that share is taken.
         aggregate: `mean` over the tasks, or `min`: every task must reach the threshold.
         share_shorter: share of batches drawn from lengths already passed.
-        start_stage: index into `data.lengths` to begin with (the shorter ones stay mixed in).
+        start_stage: index of the stage to begin with (earlier ones stay mixed in); `fact_limits` come first.
         min_stage_tokens: a stage lasts at least this many tokens.
         max_stage_tokens: advance after this many tokens even below the threshold (recorded); None = never.
         stop_when_learned: end the run when the last length is learned.
@@ -113,6 +113,13 @@ class CurriculumSection(Section):
     stop_when_learned: bool = False
 
 
+class Stage(NamedTuple):
+    """One stage of the curriculum: context length in tokens, and the most facts in it (None = any number)."""
+
+    length: int
+    max_facts: int | None
+
+
 class DataSection(Section):
     """BABILong training samples, generated while the run goes.
 
@@ -120,6 +127,8 @@ class DataSection(Section):
         tasks: task -> weight of its share of the samples (a list means equal weights).
         background: `stdlib`, a folder of text files, or `hf:NAME`.
         lengths: context lengths in tokens, growing; 0 = facts only. One stage of the curriculum each.
+        fact_limits: stages before these, with the first length and at most so many facts, growing: a small model
+            finds out which fact answers a question much sooner when there are two than when there are ten.
         questions_per_story: most questions asked at the end of one context.
         loss_on: `answers`, or `all` (adds the mean loss of every other token times `context_loss_weight`).
         workers: processes that make batches; 0 = one background thread, enough for models that run on a CPU. With
@@ -129,6 +138,7 @@ class DataSection(Section):
     tasks: dict[str, Annotated[float, Field(gt=0)]]
     background: str = "stdlib"
     lengths: Annotated[list[Length], Field(min_length=1)]
+    fact_limits: list[Positive] = []
     curriculum: CurriculumSection = CurriculumSection()
     questions_per_story: Positive = 4
     loss_on: Literal["answers", "all"] = "answers"
@@ -146,13 +156,21 @@ class DataSection(Section):
         _check_tasks(tasks)
         return tasks
 
+    @property
+    def stages(self) -> list[Stage]:
+        """Return the stages of the curriculum in order."""
+        few = [Stage(self.lengths[0], limit) for limit in self.fact_limits]
+        return few + [Stage(length, None) for length in self.lengths]
+
     @model_validator(mode="after")
     def _growing(self) -> DataSection:
         if any(later <= earlier for earlier, later in zip(self.lengths, self.lengths[1:], strict=False)):
             raise ValueError(f"lengths must grow from stage to stage, got {self.lengths}")
-        if self.curriculum.start_stage >= len(self.lengths):
+        if any(later <= earlier for earlier, later in zip(self.fact_limits, self.fact_limits[1:], strict=False)):
+            raise ValueError(f"fact_limits must grow from stage to stage, got {self.fact_limits}")
+        if self.curriculum.start_stage >= len(self.stages):
             raise ValueError(
-                f"curriculum.start_stage must be below the number of lengths ({len(self.lengths)}), "
+                f"curriculum.start_stage must be below the number of stages ({len(self.stages)}), "
                 f"got {self.curriculum.start_stage}"
             )
         return self

@@ -171,7 +171,7 @@ def _train(
     checkpoint: Path | None,
     show_progress: bool,
 ) -> AnswerTrainer:
-    curriculum = Curriculum(recipe.data.lengths, list(recipe.data.tasks), recipe.data.curriculum)
+    curriculum = Curriculum(recipe.data.stages, list(recipe.data.tasks), recipe.data.curriculum)
     progress = Progress(recipe.optimisation)
     step = _restore(checkpoint, curriculum, progress)
     options = recipe.optimisation

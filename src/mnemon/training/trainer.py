@@ -192,7 +192,7 @@ class AnswerTrainer(Trainer):
         self.window.add(value, inputs, self._right)
         self.progress.tokens += inputs["tokens"]
         answers = zip(inputs["tasks"], self._right, strict=True)
-        self.curriculum.observe(inputs["length"], answers, inputs["tokens"])
+        self.curriculum.observe(inputs["stage"], answers, inputs["tokens"])
         return loss
 
     def _clip_grad_norm(self, model: Any) -> Any:

@@ -44,7 +44,9 @@ def validate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe:
 def _score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, task: str, length: int
 ) -> dict[str, int]:
-    data = recipe.data.model_copy(update={"tasks": {task: 1.0}, "lengths": [length], "questions_per_story": 1})
+    data = recipe.data.model_copy(
+        update={"tasks": {task: 1.0}, "lengths": [length], "fact_limits": [], "questions_per_story": 1}
+    )
     maker = BatchMaker(data, tokenizer, recipe.seed + _SEED_OFFSET, recipe.optimisation.batch_tokens, split="test")
     right: list[bool] = []
     index = 0
