@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP) ## build .venv with the pinned dependencies
 
 demo: $(STAMP) ## train, evaluate and compare on this machine; writes runs/demo/
-	$(BIN)/mnemon demo
+	$(BIN)/mnemon demo --overwrite
 
 test: $(STAMP) ## the whole test suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)

@@ -160,13 +160,16 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> str:
     return text.replace("\r\n", "\n")
 
 
-def prepare_output_folder(path: str | Path, overwrite: bool = False, resume: bool = False) -> Path:
+def prepare_output_folder(
+    path: str | Path, overwrite: bool = False, resume: bool = False, *, resumable: bool = True
+) -> Path:
     """Make the folder of a run, and protect a run that is already there.
 
     Args:
         path: folder to write into; made, with its parents, when missing.
         overwrite: empty a folder that holds an earlier run. A folder with other content is never emptied.
         resume: keep what is there and go on with it.
+        resumable: whether the caller can resume at all; if not, nobody is told to.
 
     Returns:
         The folder as a `Path`.
@@ -187,7 +190,8 @@ def prepare_output_folder(path: str | Path, overwrite: bool = False, resume: boo
         raise ConfigError(f"{folder}: holds no run to resume; leave out --resume to start one")
     if occupied and not resume:
         if not overwrite:
-            raise ConfigError(f"{folder}: already holds a run; use --resume, --overwrite or another folder")
+            ways = "--resume, --overwrite" if resumable else "--overwrite"
+            raise ConfigError(f"{folder}: already holds a run; use {ways} or another folder")
         _empty(folder)
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import typer
 
 from mnemon import __version__
 from mnemon.cli.data import data_app
+from mnemon.cli.demo import demo
 from mnemon.cli.eval import evaluate
 from mnemon.cli.generate import generate
 from mnemon.cli.train import train
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo)
 app.add_typer(data_app, name="data")
 app.command("train")(train)
 app.command("eval")(evaluate)

@@ -178,7 +178,8 @@ def caption(comparison: Comparison) -> str:
     """Say how to read the table: samples, intervals, stars, the level of guessing."""
     per_cell = {len(cell.predictions) for cell in comparison.results[0].cells}
     counts = "–".join(str(n) for n in sorted({min(per_cell), max(per_cell)}))
-    text = f"{counts} samples per task and length, the same for every model; 95 % Wilson intervals."
+    where = " (in brackets)" if comparison.settings.samples_at else ""
+    text = f"{counts} samples per task and length{where}, the same for every model; 95 % Wilson intervals."
     if len(comparison.labels) > 1:
         text += f" Bold: best. ★: better than every other model (McNemar, Holm-corrected p < {SIGNIFICANCE})."
     level = comparison.majority_level()
