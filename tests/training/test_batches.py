@@ -108,9 +108,22 @@ def test_worker_processes_make_the_same_batches(maker: BatchMaker, curriculum: C
 
 def test_stages_with_few_facts_come_first_and_hold_few_facts(maker: BatchMaker) -> None:
     data = DataSection(tasks=["qa1"], lengths=[0, 64], fact_limits=[2, 4], questions_per_story=1)
-    assert [tuple(stage) for stage in data.stages] == [(0, 2), (0, 4), (0, None), (64, None)]
+    assert [stage[:2] for stage in data.stages] == [(0, 2), (0, 4), (0, None), (64, None)]
     few = BatchMaker(data, maker.tokenizer, seed=0, batch_tokens=2048)
     texts = [few.tokenizer.batch_decode(few.make(0, stage)["input_ids"]) for stage in range(3)]
     most = [max(text.count(".") for text in stage) for stage in texts]
     assert most[:2] == [2, 4]
     assert most[2] > 4
+
+
+def test_the_first_tasks_have_the_stages_with_few_facts_to_themselves(maker: BatchMaker) -> None:
+    options = {"lengths": [0, 64], "fact_limits": [2], "first_tasks": ["qa1"]}
+    both = BatchMaker(DataSection(tasks=["qa1", "qa6"], **options), maker.tokenizer, seed=0, batch_tokens=2048)
+    assert set(both.make(0, 0)["tasks"]) == {"qa1"}
+    assert set(both.make(1, 1)["tasks"]) == {"qa1", "qa6"}
+
+
+def test_long_contexts_still_come_in_batches_of_the_least_rows(maker: BatchMaker) -> None:
+    data = DataSection(tasks=["qa1"], lengths=[128])
+    assert len(BatchMaker(data, maker.tokenizer, 0, 256).make(0, 0)["input_ids"]) == 1
+    assert len(BatchMaker(data, maker.tokenizer, 0, 256, min_rows=6).make(0, 0)["input_ids"]) == 6

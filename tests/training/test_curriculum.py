@@ -100,6 +100,15 @@ def test_a_restored_curriculum_continues_as_if_nothing_had_happened(seen: list[A
     assert whole.state() == resumed.state()
 
 
+def test_a_stage_with_tasks_of_its_own_waits_for_those_only() -> None:
+    stages = [Stage(0, 2, ("a",)), Stage(0)]
+    subject = Curriculum(stages, ["a", "b"], CurriculumSection(window=4))
+    feed(subject, [("a", True)], 4)
+    assert subject.stage == 1
+    feed(subject, [("a", True)], 9)
+    assert not subject.learned_all
+
+
 def test_a_state_of_other_stages_is_refused() -> None:
     state = {**curriculum().state(), "stages": [[0, None], [1, None]]}
     with pytest.raises(CheckpointError, match="other stages"):

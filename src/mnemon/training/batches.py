@@ -37,7 +37,8 @@ class BatchMaker:
         data: tasks, lengths, background and questions.
         tokenizer: a fast tokenizer with a pad token.
         seed: of every choice here.
-        batch_tokens: most tokens of a batch, padding included (a batch has at least one row).
+        batch_tokens: most tokens of a batch, padding included.
+        min_rows: rows a batch has in any case.
         split: `train` or `test` stories and background.
     """
 
@@ -45,6 +46,7 @@ class BatchMaker:
     tokenizer: PreTrainedTokenizerFast
     seed: int
     batch_tokens: int
+    min_rows: int = 1
     split: Literal["train", "test"] = "train"
     _background: Background | None = field(default=None, repr=False)
 
@@ -53,7 +55,9 @@ class BatchMaker:
         rng = random.Random(f"{self.seed}/{self.split}/{index}/{stage}")
         stages = self.data.stages
         shorter = stage > 0 and rng.random() < self.data.curriculum.share_shorter
-        number = rng.randrange(stage) if shorter else stage
+        # The few-fact stages only lead up to the first length; once it is reached they teach nothing it does not.
+        first = len(self.data.fact_limits) if stage > len(self.data.fact_limits) else 0
+        number = rng.randrange(first, stage) if shorter else stage
         batch = self.collate(self._rows(stages[number], rng), stages[number].length)
         return batch | {"stage": number}
 
@@ -64,12 +68,13 @@ class BatchMaker:
             ConfigError: no story of a task fits into a length.
         """
         for stage in self.data.stages:
-            for task in self.data.tasks:
+            for task in stage.tasks or self.data.tasks:
                 self._next({}, task, stage, random.Random(0))
 
     def _rows(self, stage: Stage, rng: random.Random) -> list[tuple[str, list[int], list[int]]]:
         """Draw (task, ids, labels) until one more row would exceed the token budget."""
-        tasks, weights = list(self.data.tasks), list(self.data.tasks.values())
+        tasks = list(stage.tasks or self.data.tasks)
+        weights = [self.data.tasks[task] for task in tasks]
         sources: dict[str, Iterator[Sample]] = {}
         rows: list[tuple[str, list[int], list[int]]] = []
         longest = 0
@@ -77,7 +82,7 @@ class BatchMaker:
             task = rng.choices(tasks, weights)[0]
             ids, labels = self._encode(self._next(sources, task, stage, rng))
             longest = max(longest, len(ids))
-            if rows and longest * (len(rows) + 1) > self.batch_tokens:
+            if len(rows) >= self.min_rows and longest * (len(rows) + 1) > self.batch_tokens:
                 return rows
             rows.append((task, ids, labels))
 
@@ -99,7 +104,7 @@ class BatchMaker:
         return generate(
             task,
             stage.length,
-            self.batch_tokens,  # made one by one; a batch never has more rows than tokens
+            max(self.batch_tokens, self.min_rows),  # made one by one; no batch has more rows than this
             self.tokenizer,
             background=self._background,
             split=self.split,

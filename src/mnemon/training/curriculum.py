@@ -84,7 +84,8 @@ class Curriculum:
     def state(self) -> dict[str, Any]:
         """Return everything the curriculum knows as a JSON value."""
         return {
-            "stages": [list(stage) for stage in self.stages],
+            "stages": [[stage.length, stage.max_facts, list(stage.tasks)] for stage in self.stages],
+            "tasks": self.tasks,
             "stage": self.stage,
             "stage_tokens": self.stage_tokens,
             "learned_all": self.learned_all,
@@ -101,12 +102,12 @@ class Curriculum:
         Raises:
             CheckpointError: the stages or tasks differ.
         """
-        if [Stage(*stage) for stage in state["stages"]] != self.stages or set(state["recent"]) != set(self.tasks):
+        if any(state[key] != self.state()[key] for key in ("stages", "tasks")):
             raise CheckpointError("the checkpoint's curriculum has other stages or tasks than the recipe")
         self.stage, self.stage_tokens = state["stage"], state["stage_tokens"]
         self.learned_all = state["learned_all"]
         self.history = [StageRecord(**record) for record in state["history"]]
-        self._recent = {task: deque(state["recent"][task], maxlen=self.options.window) for task in self.tasks}
+        self._recent = {task: deque(seen, maxlen=self.options.window) for task, seen in state["recent"].items()}
 
     def _is_learned(self) -> bool:
         if any(len(seen) < self.options.window for seen in self._recent.values()):
@@ -120,7 +121,7 @@ class Curriculum:
         last = self.stage == len(self.stages) - 1
         if last and (self.learned_all or reason != "learned"):
             return False
-        self.history.append(StageRecord(*self.stages[self.stage], self.stage_tokens, self.accuracy, reason))
+        self.history.append(StageRecord(*self.stages[self.stage][:2], self.stage_tokens, self.accuracy, reason))
         self.learned_all = last
         if not last:
             self.stage += 1
@@ -129,4 +130,5 @@ class Curriculum:
         return not last
 
     def _forget(self) -> None:
-        self._recent = {task: deque(maxlen=self.options.window) for task in self.tasks}
+        asked = self.stages[self.stage].tasks or self.tasks
+        self._recent = {task: deque(maxlen=self.options.window) for task in asked}

@@ -114,10 +114,11 @@ class CurriculumSection(Section):
 
 
 class Stage(NamedTuple):
-    """One stage of the curriculum: context length in tokens, and the most facts in it (None = any number)."""
+    """One stage of the curriculum: context length in tokens, most facts in it (None = any number), tasks (() = all)."""
 
     length: int
-    max_facts: int | None
+    max_facts: int | None = None
+    tasks: tuple[str, ...] = ()
 
 
 class DataSection(Section):
@@ -129,6 +130,7 @@ class DataSection(Section):
         lengths: context lengths in tokens, growing; 0 = facts only. One stage of the curriculum each.
         fact_limits: stages before these, with the first length and at most so many facts, growing: a small model
             finds out which fact answers a question much sooner when there are two than when there are ten.
+        first_tasks: tasks of the `fact_limits` stages; empty = all of them.
         questions_per_story: most questions asked at the end of one context.
         loss_on: `answers`, or `all` (adds the mean loss of every other token times `context_loss_weight`).
         workers: processes that make batches; 0 = one background thread, enough for models that run on a CPU. With
@@ -139,6 +141,7 @@ class DataSection(Section):
     background: str = "stdlib"
     lengths: Annotated[list[Length], Field(min_length=1)]
     fact_limits: list[Positive] = []
+    first_tasks: list[str] = []
     curriculum: CurriculumSection = CurriculumSection()
     questions_per_story: Positive = 4
     loss_on: Literal["answers", "all"] = "answers"
@@ -159,8 +162,8 @@ class DataSection(Section):
     @property
     def stages(self) -> list[Stage]:
         """Return the stages of the curriculum in order."""
-        few = [Stage(self.lengths[0], limit) for limit in self.fact_limits]
-        return few + [Stage(length, None) for length in self.lengths]
+        few = [Stage(self.lengths[0], limit, tuple(self.first_tasks)) for limit in self.fact_limits]
+        return few + [Stage(length) for length in self.lengths]
 
     @model_validator(mode="after")
     def _growing(self) -> DataSection:
@@ -168,6 +171,9 @@ class DataSection(Section):
             raise ValueError(f"lengths must grow from stage to stage, got {self.lengths}")
         if any(later <= earlier for earlier, later in zip(self.fact_limits, self.fact_limits[1:], strict=False)):
             raise ValueError(f"fact_limits must grow from stage to stage, got {self.fact_limits}")
+        for task in self.first_tasks:
+            if task not in self.tasks:
+                raise ValueError(f"first_tasks names {task}, which is not among the tasks {', '.join(self.tasks)}")
         if self.curriculum.start_stage >= len(self.stages):
             raise ValueError(
                 f"curriculum.start_stage must be below the number of stages ({len(self.stages)}), "
@@ -184,6 +190,7 @@ class OptimisationSection(Section):
             `max_tokens` (of `max_minutes` where no token budget is given, which then depends on the machine's speed).
             `trapezoid` holds the peak for 70 % of the budget and falls linearly over the rest.
         batch_tokens: tokens of one optimisation step, padding included; rows = batch_tokens // length.
+        min_rows: a batch of long contexts has at least this many rows, even beyond `batch_tokens`.
         max_tokens, max_minutes: the run ends at whichever comes first.
         dtype: arithmetic of the forward pass; weights and optimiser stay float32.
         threads: CPU threads of torch; results repeat bit for bit only for the same number. None = torch's default.
@@ -197,6 +204,7 @@ class OptimisationSection(Section):
     floor: Share = 0.1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     batch_tokens: Positive = 8192
+    min_rows: Positive = 1
     max_tokens: Positive | None = None
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     gradient_accumulation: Positive = 1

@@ -175,7 +175,10 @@ def _train(
     progress = Progress(recipe.optimisation)
     step = _restore(checkpoint, curriculum, progress)
     options = recipe.optimisation
-    maker = BatchMaker(recipe.data, tokenizer, recipe.seed, options.batch_tokens // options.gradient_accumulation)
+    shares = options.gradient_accumulation
+    maker = BatchMaker(
+        recipe.data, tokenizer, recipe.seed, options.batch_tokens // shares, -(-options.min_rows // shares)
+    )
     stream = BatchStream(maker, curriculum, step * options.gradient_accumulation, recipe.data.workers)
     trainer = AnswerTrainer(model, recipe, folder, stream, curriculum, progress)
     log = TrainingLog(folder / LOG_FILE, step)
