@@ -1,6 +1,7 @@
 """The tour on random models: planning within a time, training and asking, the whole command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,11 +136,16 @@ def test_missing_checkpoints_are_one_clear_line(
 
 def test_a_lesson_says_what_was_learned_and_what_the_memory_does() -> None:
     shares = {"with_memory": Interval(0.96, 0.9, 0.98), "knocked_out": Interval(0.2, 0.13, 0.29)}
-    lesson = demo.Lesson(("qa1",), 128, 32, 100, guessing=1 / 6, minutes=2.84, tokens=4_000_000, **shares)
+    lesson = demo.Lesson(("qa1",), True, 128, 32, 100, guessing=1 / 6, minutes=2.84, tokens=4_000_000, **shares)
     assert lesson.sentences() == (
         "Learned in 2.8 minutes: qa1 over 128 tokens, of which the attention sees 32.",
         "100 new questions: 96 % [90–98] right with the memory, 20 % [13–29] with the memory knocked out; always the "
         "most frequent answer: 17 %.",
+    )
+    assert (
+        replace(lesson, learned=False, length=0)
+        .sentences()[0]
+        .startswith("Not learned within 2.8 minutes: qa1 over the bare facts.")
     )
 
 
@@ -196,3 +202,13 @@ def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(
     assert "start again with --overwrite" in capsys.readouterr().err
     assert (folder / "train" / "model.safetensors").is_file()
     assert not (folder / "results.json").exists()
+
+
+def test_ctrl_c_during_training_ends_the_tour(
+    tiny_tour: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "train", lambda *_, **__: {"stop_reason": "interrupted"})
+    assert main(["demo", "-o", str(tmp_path / "tour")]) == 130
+    captured = capsys.readouterr()
+    assert "Evaluating" not in captured.out
+    assert captured.err.splitlines()[-1] == "mnemon: interrupted"

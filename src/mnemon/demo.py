@@ -44,7 +44,8 @@ class Lesson:
     """What the freshly trained model learned, on new questions.
 
     Attributes:
-        length: context length of the questions in tokens: the longest one learned.
+        learned: whether the curriculum found any length learned.
+        length: context length of the questions in tokens: the longest one learned, else the first.
         attention_span: tokens that the attention sees; None for all.
         with_memory, knocked_out: share of right answers, 0..1, with the memory bank and with it silenced.
         guessing: share of right answers of always giving the most frequent one; None if not known.
@@ -52,6 +53,7 @@ class Lesson:
     """
 
     tasks: tuple[str, ...]
+    learned: bool
     length: int
     attention_span: int | None
     questions: int
@@ -66,8 +68,12 @@ class Lesson:
         sight = "" if self.attention_span is None else f", of which the attention sees {self.attention_span}"
         place = f"{self.length} tokens{sight}" if self.length else "the bare facts"
         guess = "" if self.guessing is None else f"; always the most frequent answer: {100 * self.guessing:.0f} %"
+        first = f"Learned in {self.minutes:.1f} minutes: {', '.join(self.tasks)} over {place}."
+        if not self.learned:
+            first = f"Not learned within {self.minutes:.1f} minutes: {', '.join(self.tasks)} over {place}. It takes "
+            first += f"longer here: `mnemon train {RECIPE} --set optimisation.max_minutes=10`"
         return (
-            f"Learned in {self.minutes:.1f} minutes: {', '.join(self.tasks)} over {place}.",
+            first,
             f"{self.questions} new questions: {_percent(self.with_memory)} right with the memory, "
             f"{_percent(self.knocked_out)} with the memory knocked out{guess}.",
         )
@@ -129,8 +135,10 @@ def train_and_ask(recipe: Recipe, folder: Path, *, show_progress: bool = True) -
     summary = train(recipe, folder, show_progress=show_progress)
     if summary["stop_reason"] == "interrupted":
         raise KeyboardInterrupt
-    learned = [stage["length"] for stage in summary["stages"] if stage["reason"] == "learned"]
-    length = max(learned, default=summary["trained_length"])
+    learned = [
+        stage["length"] for stage in summary["stages"] if stage["reason"] == "learned" and not stage["max_facts"]
+    ]
+    length = max(learned, default=recipe.data.lengths[0])
     spec = load_spec(recipe.name, str(folder))
     options = SuiteOptions(
         tasks=tuple(recipe.data.tasks),
@@ -144,6 +152,7 @@ def train_and_ask(recipe: Recipe, folder: Path, *, show_progress: bool = True) -
     with_memory, knocked_out = (comparison.accuracy(label, str(length)) for label in comparison.labels)
     return Lesson(
         tasks=options.tasks,
+        learned=bool(learned),
         length=length,
         attention_span=spec.model.config.attention_span,
         questions=comparison.num_samples_evaluated,
