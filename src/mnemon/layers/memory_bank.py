@@ -80,6 +80,10 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+class BankProjection(nn.Linear):
+    """A linear layer whose initial values are its bank's business (`MemoryBank.initial_values`)."""
+
+
 class MemoryBank(nn.Module):
     """Read and write one bank of J slots of width W from a block of width D.
 
@@ -109,20 +113,20 @@ class MemoryBank(nn.Module):
         self.forget_bias = forget_bias
         self.read_top_k = read_top_k
         self.norm_eps = norm_eps
-        self.read_query = nn.Linear(hidden_size, slot_dim, bias=False)
-        self.read_key = nn.Linear(slot_dim, slot_dim, bias=False)
-        self.read_value = nn.Linear(slot_dim, slot_dim, bias=False)
-        self.output_gate = nn.Linear(slot_dim, slot_dim)
-        self.output = nn.Linear(slot_dim, hidden_size, bias=False)
+        self.read_query = BankProjection(hidden_size, slot_dim, bias=False)
+        self.read_key = BankProjection(slot_dim, slot_dim, bias=False)
+        self.read_value = BankProjection(slot_dim, slot_dim, bias=False)
+        self.output_gate = BankProjection(slot_dim, slot_dim)
+        self.output = BankProjection(slot_dim, hidden_size, bias=False)
         self.write_norm = nn.Parameter(torch.ones(hidden_size))
         self.slot_key = nn.Parameter(torch.empty(num_slots, slot_dim))
-        self.write_query = nn.Linear(slot_dim, slot_dim, bias=False)
-        self.write_key = nn.Linear(hidden_size, slot_dim, bias=False)
-        self.write_value = nn.Linear(hidden_size, slot_dim, bias=False)
+        self.write_query = BankProjection(slot_dim, slot_dim, bias=False)
+        self.write_key = BankProjection(hidden_size, slot_dim, bias=False)
+        self.write_value = BankProjection(hidden_size, slot_dim, bias=False)
         self.recency_slope = nn.Parameter(torch.empty(num_heads))
-        self.input_gate = nn.Linear(slot_dim, slot_dim)
-        self.forget_gate = nn.Linear(slot_dim, slot_dim)
-        self.forget_gate_bank = nn.Linear(slot_dim, slot_dim, bias=False)
+        self.input_gate = BankProjection(slot_dim, slot_dim)
+        self.forget_gate = BankProjection(slot_dim, slot_dim)
+        self.forget_gate_bank = BankProjection(slot_dim, slot_dim, bias=False)
 
     def initial_values(self) -> list[tuple[Tensor, Tensor]]:
         """Return every parameter with its initial value; the model's `_init_weights` copies them in.

@@ -16,7 +16,14 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mnemon.errors import ConfigError, ShapeError, StateError
-from mnemon.layers.memory_bank import MemoryBank, SegmentRead, WriteStatistics, initial_bank, state_dtype
+from mnemon.layers.memory_bank import (
+    BankProjection,
+    MemoryBank,
+    SegmentRead,
+    WriteStatistics,
+    initial_bank,
+    state_dtype,
+)
 from mnemon.models.base_cache import BaseCache
 from mnemon.models.configuration_lm2 import LM2Config
 from mnemon.models.graft import Block, attached, find_blocks, memory_blocks
@@ -44,16 +51,8 @@ class LM2PreTrainedModel(PreTrainedModel):
                 init.copy_(parameter, value)
         elif isinstance(module, LM2ForCausalLM):
             init.copy_(module.initial_memory, initial_bank(self.config.num_slots, _slot_dim(self.config)))
-        elif not self._is_bank_part(module):
+        elif not isinstance(module, BankProjection):
             super()._init_weights(module)
-
-    def _is_bank_part(self, module: nn.Module) -> bool:
-        parts = self.__dict__.setdefault("_bank_parts", set())
-        if not parts:
-            for bank in self.modules():
-                if isinstance(bank, MemoryBank):
-                    parts.update(id(part) for part in bank.children())
-        return id(module) in parts
 
 
 class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
