@@ -50,6 +50,16 @@ def test_a_folder_with_results_is_protected_and_can_be_resumed(
     assert len(second["results"][0]["cells"]) == 2
 
 
+def test_samples_at_takes_other_numbers_at_some_lengths(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(saved / "tiny-plain"), "--tasks", "qa1", "--layout", "short", "--samples", "3", "--json"]
+    words += ["--max-new-tokens", "2", "-o", str(tmp_path / "out"), "--lengths", "0k,1k", "--samples-at", "1k=1"]
+    assert main(words) == 0
+    cells = json.loads(capsys.readouterr().out)["results"][0]["cells"]
+    assert [(cell["length"], cell["num_samples"]) for cell in cells] == [("0k", 3), ("1k", 1)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -57,6 +67,7 @@ def test_a_folder_with_results_is_protected_and_can_be_resumed(
         (["--lengths", "3x"], "3x"),
         (["--layout", "long"], "unknown layout 'long'"),
         (["--batch-size", "none"], "--batch-size"),
+        (["--samples-at", "8k"], "LENGTH=NUMBER"),
         (["--suite", "mmlu"], "unknown suite 'mmlu'"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--babi", "nowhere"], "expected one file qa1_"),

@@ -43,6 +43,10 @@ def evaluate(
         typer.Option(help=f"Context lengths in tokens, separated by commas. (default: {_DEFAULT_LENGTHS})"),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples per task and length.")] = 100,
+    samples_at: Annotated[
+        str | None,
+        typer.Option(help="Other numbers at some lengths, such as 8k=50,16k=25. (default: --samples everywhere)"),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use at most this many samples per task and length, for a quick look.")
     ] = None,
@@ -96,6 +100,7 @@ def evaluate(
         tasks=tasks,
         lengths=lengths,
         num_samples=num_samples,
+        samples_at=_parse_samples_at(samples_at, limit),
         seed=seed,
         background=background,
         babi=babi,
@@ -230,6 +235,18 @@ def _parse_batch_size(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--batch-size must be auto or a number of at least 1, got {text!r}")
     return int(text)
+
+
+def _parse_samples_at(text: str | None, limit: int | None) -> dict[str, int]:
+    from mnemon.evaluation.samples import check_lengths
+
+    numbers: dict[str, int] = {}
+    for entry in _words(text or ""):
+        length, _, number = entry.partition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise ConfigError(f"--samples-at takes LENGTH=NUMBER pairs such as 8k=50,16k=25, got {entry!r}")
+        numbers[check_lengths([length])[0]] = int(number) if limit is None else min(int(number), limit)
+    return numbers
 
 
 def _pick_device(name: str) -> str:
