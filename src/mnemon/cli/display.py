@@ -67,8 +67,12 @@ def print_comparison(comparison: "Comparison") -> None:
 
 
 def command_line(argv: list[str]) -> str:
-    """Write the command so that it can be given again elsewhere: program by name, real data by variable."""
-    return " ".join(["mnemon", *(_quote(portable(word)) for word in argv[1:])])
+    """Write the command so that it can be given again elsewhere: program by name, real data by variable.
+
+    What only concerns the folder of this run is left out.
+    """
+    words = [word for word in argv[1:] if word not in ("--resume", "--overwrite")]
+    return " ".join(["mnemon", *(_quote(portable(word)) for word in words)])
 
 
 def portable(path: str) -> str:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mnemon.errors import CheckpointError, ConfigError, MnemonError
@@ -29,7 +28,7 @@ def resolve(name: str) -> str:
         CheckpointError: for a folder without `config.json`, or a name that is neither a folder nor a hub name.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name.strip() and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{name} is a folder without config.json; expected a saved model")
         return str(folder)
@@ -87,7 +86,8 @@ def _check_tensors(folder: Path) -> None:
             return  # a sharded checkpoint: the library checks its index
         raise CheckpointError(f"{folder} has no model.safetensors; expected a saved model")
     try:
-        stored = {key: tuple(tensor.shape) for key, tensor in load_file(str(weights)).items()}
+        with safe_open(str(weights), framework="pt") as file:  # reads the header only
+            stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{weights} is damaged or truncated: {error}") from error
     try:
