@@ -138,7 +138,7 @@ def _describe(run: EvaluationRun) -> str:
 def _samples(run: EvaluationRun) -> str:
     settings = run.comparison.settings
     counts = sorted({len(cell.predictions) for result in run.results for cell in result.cells})
-    return f"{' to '.join(map(str, counts))} samples per task and length ({_describe(run)}, {settings.layout} prompt)"
+    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} samples per task and length ({_describe(run)}, {settings.layout} prompt)"
 
 
 def _figure(name: str, number: int) -> str:
