@@ -52,7 +52,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = load_recipe("demo-lm2").model_dump(mode="json")
     raw["model"]["base"].update(hidden_size=16, intermediate_size=16)
     raw["model"]["lm2"].update(num_slots=4, slot_dim=16)
-    raw["data"]["lengths"] = [0, 48]
+    raw["data"].update(lengths=[0, 48], fact_limits=[])
     raw["data"]["curriculum"].update(threshold=0.0, window=4, min_stage_tokens=0)
     raw["optimisation"].update(batch_tokens=512, max_tokens=2000, device="cpu", threads=None)
     raw["evaluation"]["samples"] = 0
