@@ -137,8 +137,9 @@ def _describe(run: EvaluationRun) -> str:
 
 def _samples(run: EvaluationRun) -> str:
     settings = run.comparison.settings
-    counts = sorted({len(cell.predictions) for result in run.results for cell in result.cells})
-    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} samples per task and length ({_describe(run)}, {settings.layout} prompt)"
+    counts = {len(cell.predictions) for result in run.results for cell in result.cells}
+    range_ = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+    return f"{range_} samples per task and length ({_describe(run)}, {settings.layout} prompt)"
 
 
 def _figure(name: str, number: int) -> str:
