@@ -19,9 +19,12 @@ def model_card(recipe: Recipe, summary: dict[str, Any]) -> str:
 
 def _head(recipe: Recipe, summary: dict[str, Any]) -> list[str]:
     base = recipe.model.base["model_type"]
-    what = f"a {base} decoder with an LM2 memory" if recipe.model.kind == "lm2" else f"a plain {base} decoder"
-    if recipe.model.lm2 is not None and recipe.model.lm2.memory_layers == []:
-        what = f"a {base} decoder restricted to a window of {recipe.model.lm2.attention_span} tokens, without memory"
+    what = f"a plain decoder of type {base}"
+    if recipe.model.lm2 is not None:
+        what = f"a decoder of type {base} with an LM2 memory"
+        if recipe.model.lm2.memory_layers == []:
+            span = recipe.model.lm2.attention_span
+            what = f"a decoder of type {base}, restricted to a window of {span} tokens and without memory"
     return [
         "---", "library_name: mnemon", "license: apache-2.0", "---", "",
         f"# {recipe.name}", "",
