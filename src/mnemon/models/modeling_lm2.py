@@ -291,11 +291,13 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         if state is not None:
             if state.batch_size != batch_size:
                 raise StateError(f"the memory holds {state.batch_size} rows, the input has {batch_size}")
-            expected = self.initial_state(1)
-            if state.bank.shape[1:] != expected.bank.shape[1:] or len(state.base) != len(expected.base):
+            layers = 1 if self.config.flow == "depth" else len(self.banks)
+            bank = (layers, *self.initial_memory.shape)
+            blocks = self.config.num_hidden_layers
+            if state.bank.shape[1:] != bank or len(state.base) != blocks:
                 raise StateError(
                     f"the memory is of another model: bank {list(state.bank.shape[1:])}, {len(state.base)} blocks; "
-                    f"this one has bank {list(expected.bank.shape[1:])}, {len(expected.base)} blocks"
+                    f"this one has bank {list(bank)}, {blocks} blocks"
                 )
         return cache
 
