@@ -76,6 +76,17 @@ def test_a_fresh_graft_changes_no_bit_within_the_first_segment(build):
         assert torch.equal(base(ids).logits, whole)  # the decoder itself is untouched
 
 
+def test_grafting_keeps_every_weight_of_a_loaded_decoder(tmp_path):
+    AutoModelForCausalLM.from_config(llama_config()).save_pretrained(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    grafted = LM2ForCausalLM.from_base(str(tmp_path), segment_length=SEGMENT)
+    LM2ForCausalLM.from_base(base, segment_length=SEGMENT)
+    for name, tensor in before.items():
+        assert torch.equal(base.state_dict()[name], tensor)
+        assert torch.equal(grafted.base.state_dict()[name], tensor)
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -108,9 +108,8 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         """
         base = AutoModelForCausalLM.from_pretrained(model_or_name) if isinstance(model_or_name, str) else model_or_name
         config = LM2Config(base_config=base.config, dtype=base.dtype, **options)
-        training, weights = base.training, {name: tensor.clone() for name, tensor in base.state_dict().items()}
-        model = cls(config, base)
-        base.load_state_dict(weights)
+        training = base.training
+        model = cls(config, base)  # a decoder that has its weights keeps them
         with torch.no_grad():
             for bank in model.banks:
                 bank.output.weight.zero_()
