@@ -36,3 +36,7 @@ class RunError(MnemonError, RuntimeError):
 
 class BackendUnavailable(MnemonError, RuntimeError):
     """An explicitly requested backend or optional dependency is not available on this machine."""
+
+
+class PeerError(MnemonError, RuntimeError):
+    """A process had to stop because another process of the same run failed, which reports the reason itself."""

@@ -6,7 +6,7 @@ import torch
 
 from mnemon.data.encoding import IGNORED
 from mnemon.errors import DataError
-from mnemon.training.batches import Batch, BatchMaker, BatchStream
+from mnemon.training.batches import Batch, BatchMaker, BatchStream, share_rows
 from mnemon.training.build import build_tokenizer
 from mnemon.training.curriculum import Curriculum
 from mnemon.training.recipe import DataSection
@@ -127,3 +127,56 @@ def test_long_contexts_still_come_in_batches_of_the_least_rows(maker: BatchMaker
     data = DataSection(tasks=["qa1"], lengths=[128])
     assert len(BatchMaker(data, maker.tokenizer, 0, 256).make(0, 0)["input_ids"]) == 1
     assert len(BatchMaker(data, maker.tokenizer, 0, 256, min_rows=6).make(0, 0)["input_ids"]) == 6
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+@pytest.mark.parametrize("segment_length", [None, 8])
+def test_processes_share_every_row_and_question_of_a_batch_once(
+    maker: BatchMaker, count: int, segment_length: int | None
+) -> None:
+    batch = maker.make(0, 1)
+    shares = [share_rows(batch, rank, count, segment_length) for rank in range(count)]
+    rows = [
+        tuple(ids.tolist())
+        for share in shares
+        for ids, counted in zip(share["input_ids"], share["counted"], strict=True)
+        if counted
+    ]
+    assert sorted(rows) == sorted(tuple(ids.tolist()) for ids in batch["input_ids"])
+    assert sorted(question for share in shares for question in share["questions"]) == batch["questions"]
+    for share in shares:
+        asked = share["labels"] != IGNORED
+        assert len(share["question_ids"]) == asked.sum()
+        assert not asked[~share["counted"]].any()
+        for key in ("tasks", "keep", "tokens", "answer_tokens", "context_tokens", "length"):
+            assert share[key] == batch[key]
+    answers = {
+        (question, tuple(share["labels"][share["labels"] != IGNORED][share["question_ids"] == number].tolist()))
+        for share in shares
+        for number, question in enumerate(share["questions"])
+    }
+    of_batch = batch["labels"][batch["labels"] != IGNORED]
+    assert answers == {(n, tuple(of_batch[batch["question_ids"] == n].tolist())) for n in batch["questions"]}
+
+
+def test_every_process_has_as_many_segments_and_without_segments_as_many_rows(maker: BatchMaker) -> None:
+    seen_filler = False
+    for index in range(20):
+        batch = maker.make(index, 1)
+        for segment_length in (None, 2, 8):
+            shares = [share_rows(batch, rank, 2, segment_length) for rank in range(2)]
+            longest = [int(share["attention_mask"].sum(dim=1).max()) for share in shares]
+            if segment_length is None:
+                assert len({len(share["input_ids"]) for share in shares}) == 1
+            else:
+                assert len({-(-length // segment_length) for length in longest}) == 1
+            seen_filler |= any(not share["counted"].all() for share in shares)
+    assert seen_filler, "without a filler row this test says nothing"
+
+
+def test_one_process_keeps_the_batch_as_it_is(maker: BatchMaker) -> None:
+    batch = maker.make(2, 1)
+    assert share_rows(batch, 0, 1, 8) is batch
+    mask, labels = batch["attention_mask"], batch["labels"]
+    others = mask[:, 1:].bool() & mask[:, :-1].bool() & (labels[:, 1:] == IGNORED)
+    assert (batch["answer_tokens"], batch["context_tokens"]) == ((labels != IGNORED).sum(), others.sum())

@@ -1,8 +1,9 @@
 """Training batches that depend on nothing but (seed, index, stage).
 
 `BatchMaker` is the pure function; `BatchStream` calls it ahead of time, in a thread or in processes, and hands the
-batches out in order. Because no batch depends on an earlier one, a run resumes at any index without replaying. What a
-sample looks like is decided by `mnemon.data`; what is done with a batch, by the trainer.
+batches out in order. Because no batch depends on an earlier one, a run resumes at any index without replaying, and
+several processes can make the same batch and keep a share of its rows each (`share_rows`). What a sample looks like is
+decided by `mnemon.data`; what is done with a batch, by the trainer.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class BatchMaker:
         batch_tokens: most tokens of a batch, padding included.
         min_rows: rows a batch has in any case.
         split: `train` or `test` stories and background.
+        share: (rank, number of processes): which rows of a batch to keep, see `share_rows`.
+        segment_length: tokens per segment of the model, None where it has no segments.
     """
 
     data: DataSection
@@ -48,10 +51,12 @@ class BatchMaker:
     batch_tokens: int
     min_rows: int = 1
     split: Literal["train", "test"] = "train"
+    share: tuple[int, int] = (0, 1)
+    segment_length: int | None = None
     _background: Background | None = field(default=None, repr=False)
 
     def make(self, index: int, stage: int) -> Batch:
-        """Return batch `index` (from 0) of a run that has reached `stage`."""
+        """Return this process's share of batch `index` (from 0) of a run that has reached `stage`."""
         rng = random.Random(f"{self.seed}/{self.split}/{index}/{stage}")
         stages = self.data.stages
         shorter = stage > 0 and rng.random() < self.data.curriculum.share_shorter
@@ -59,7 +64,7 @@ class BatchMaker:
         first = len(self.data.fact_limits) if stage > len(self.data.fact_limits) else 0
         number = rng.randrange(first, stage) if shorter else stage
         batch = self.collate(self._rows(stages[number], rng), stages[number].length)
-        return batch | {"stage": number}
+        return share_rows(batch, *self.share, self.segment_length) | {"stage": number}
 
     def check(self) -> None:
         """Make one sample of every task and stage, so that an impossible pair is refused before the run begins.
@@ -125,8 +130,11 @@ class BatchMaker:
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [B, T]; `question_ids` [answer tokens] numbers the question of every
-            answer token in row-major order; `tasks`: the task of each question; `keep`: the shortest suffix of columns
-            whose logits predict all answers; `tokens`: real tokens; `length`.
+            answer token in row-major order; `questions`: the number of each of these questions in the whole batch;
+            `tasks`: the task of each question of the whole batch; `keep`: the shortest suffix of columns whose logits
+            predict all answers; `counted` [B]: rows that take part in the loss; `tokens`, `answer_tokens`,
+            `context_tokens`: real tokens, answers, and the others that have a predecessor, in the whole batch;
+            `length`.
         """
         width = max(len(ids) for _, ids, _ in rows)
         input_ids = torch.full((len(rows), width), self.tokenizer.pad_token_id, dtype=torch.long)
@@ -147,16 +155,57 @@ class BatchMaker:
                     question_ids.append(len(tasks) - 1)
                 previous = label
         first = int((labels != IGNORED).any(dim=0).nonzero()[0])
+        followers = int((mask[:, 1:] & mask[:, :-1]).sum())
         return {
             "input_ids": input_ids,
             "attention_mask": mask,
             "labels": labels,
             "question_ids": torch.tensor(question_ids),
+            "questions": list(range(len(tasks))),
             "tasks": tasks,
             "keep": width - first + 1,
+            "counted": torch.ones(len(rows), dtype=torch.bool),
             "tokens": int(mask.sum()),
+            "answer_tokens": len(question_ids),
+            "context_tokens": followers - len(question_ids),
             "length": length,
         }
+
+
+def share_rows(batch: Batch, rank: int, count: int, segment_length: int | None = None) -> Batch:
+    """Return the rows of one process, as many on every process and with as many segments.
+
+    Rows are dealt out from the longest to the shortest. Where they run out, or where the rows of a process have fewer
+    segments than the longest row of all, the process also gets a copy of that row with every label ignored: processes
+    that share a network in pieces must call each piece equally often.
+
+    Args:
+        batch: a whole batch, as `BatchMaker.collate` returns it.
+        rank: number of the process, from 0.
+        count: number of processes.
+        segment_length: tokens per segment of the model, None where it has no segments.
+
+    Returns:
+        The batch with this process's rows of the row-wise entries; the numbers about the whole batch stay.
+    """
+    if count == 1:
+        return batch
+    lengths = batch["attention_mask"].sum(dim=1)
+    order = lengths.argsort(descending=True, stable=True).tolist()
+    own, longest = order[rank::count], order[0]
+    fillers = -(-len(order) // count) - len(own)
+    if not fillers and segment_length is not None:
+        fillers = int(-(-lengths[own[0]] // segment_length) < -(-lengths[longest] // segment_length))
+    rows = own + [longest] * fillers
+    share = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "labels", "counted")}
+    share["labels"][len(own) :] = IGNORED
+    share["counted"][len(own) :] = False
+    row_of_token = (batch["labels"] != IGNORED).nonzero()[:, 0]
+    question_ids = torch.cat([batch["question_ids"][row_of_token == row] for row in own] or [row_of_token[:0]])
+    questions = list(dict.fromkeys(question_ids.tolist()))
+    numbers = {question: number for number, question in enumerate(questions)}
+    share["question_ids"] = torch.tensor([numbers[question] for question in question_ids.tolist()], dtype=torch.long)
+    return batch | share | {"questions": questions}
 
 
 class BatchStream:

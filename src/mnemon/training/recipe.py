@@ -189,10 +189,16 @@ class OptimisationSection(Section):
         schedule: shape of the learning rate after `warmup_steps`: it falls to `floor` times the peak at the end of
             `max_tokens` (of `max_minutes` where no token budget is given, which then depends on the machine's speed).
             `trapezoid` holds the peak for 70 % of the budget and falls linearly over the rest.
-        batch_tokens: tokens of one optimisation step, padding included; rows = batch_tokens // length.
+        batch_tokens: tokens of one optimisation step, padding included; rows = batch_tokens // length. Several
+            processes share these rows, so that the recipe means the same for any number of them.
         min_rows: a batch of long contexts has at least this many rows, even beyond `batch_tokens`.
         max_tokens, max_minutes: the run ends at whichever comes first.
+        gradient_accumulation: each step adds up the gradients of so many smaller batches, which needs less memory.
         dtype: arithmetic of the forward pass; weights and optimiser stay float32.
+        sharding: `none` keeps the whole network in every process (DDP where there are several); `fsdp` spreads
+            weights, gradients and optimiser over the GPUs of several processes (FSDP2).
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        compile: compile the network with torch.compile before training.
         threads: CPU threads of torch; results repeat bit for bit only for the same number. None = torch's default.
     """
 
@@ -211,6 +217,9 @@ class OptimisationSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
+    sharding: Literal["none", "fsdp"] = "none"
+    gradient_checkpointing: bool = False
+    compile: bool = False
 
     @model_validator(mode="after")
     def _bounded(self) -> OptimisationSection:
