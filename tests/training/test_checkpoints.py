@@ -1,4 +1,5 @@
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,14 @@ from safetensors import SafetensorError
 from mnemon.errors import CheckpointError, RunError
 from mnemon.training import checkpoints
 
+REQUIRED = checkpoints.required_files(Path("of one process"))
+
 
 def write(folder: Path, step: int, content: str = "x") -> Path:
     with checkpoints.staged(folder, step) as stage:
         inside = stage / f"checkpoint-{step}"
         inside.mkdir()
-        for name in checkpoints.REQUIRED:
+        for name in REQUIRED:
             (inside / name).write_text(f"{content} {name} {step}")
     return folder / f"checkpoint-{step}"
 
@@ -23,7 +26,7 @@ def test_the_newest_whole_checkpoint_is_found_by_number_not_by_name(tmp_path: Pa
     assert checkpoints.newest_whole(tmp_path).name == "checkpoint-100"
 
 
-@pytest.mark.parametrize("name", [*checkpoints.REQUIRED, checkpoints.MANIFEST])
+@pytest.mark.parametrize("name", [*REQUIRED, checkpoints.MANIFEST])
 @pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
 def test_a_damaged_checkpoint_is_passed_over(
     tmp_path: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str]
@@ -89,3 +92,13 @@ def test_a_step_written_again_replaces_the_earlier_one(tmp_path: Path) -> None:
     path = write(tmp_path, 1, "new")
     assert (path / "optimizer.pt").read_text().startswith("new")
     assert checkpoints.fault_of(path) is None
+
+
+def test_a_checkpoint_of_several_processes_needs_the_random_state_of_each(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, 1)
+    (checkpoint / checkpoints.RUN_STATE).write_text(json.dumps({"processes": 2, "sharding": "none"}))
+    names = checkpoints.required_files(checkpoint)
+    assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= set(names)
+    assert "rng_state.pth" not in names
+    (checkpoint / checkpoints.RUN_STATE).write_text(json.dumps({"processes": 2, "sharding": "fsdp"}))
+    assert {"pytorch_model_fsdp.bin", "optimizer.bin"} <= set(checkpoints.required_files(checkpoint))

@@ -21,22 +21,21 @@ from safetensors import SafetensorError
 
 from mnemon.errors import CheckpointError, MnemonError, RunError
 from mnemon.files import atomic_write_json, explain_disk_errors
+from mnemon.training.distributed import Processes
 
 MANIFEST = "manifest.json"
 RUN_STATE = "run_state.json"
-REQUIRED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", RUN_STATE)
-"""Files without which a run cannot go on exactly where it stopped."""
-
 _ALMOST_FULL = 16 * 2**20
 
 
 @contextmanager
-def staged(folder: Path, step: int) -> Iterator[Path]:
+def staged(folder: Path, step: int, processes: Processes = Processes()) -> Iterator[Path]:  # noqa: B008 (frozen)
     """Give a temporary folder to write a checkpoint into; when the block ends, seal it and put it in place.
 
     Args:
         folder: folder of all checkpoints.
         step: optimisation steps done.
+        processes: the processes of the run, which all write into the folder.
 
     Yields:
         The temporary folder; Hugging Face's Trainer makes `checkpoint-<step>` inside it.
@@ -45,15 +44,13 @@ def staged(folder: Path, step: int) -> Iterator[Path]:
         RunError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
     stage = folder / f".writing-{step}"
-    with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir()
-        try:
+    try:
+        processes.from_main(lambda: _open(stage))
+        with processes.together(), explain_write_errors(folder):
             yield stage
-            _seal(stage / f"checkpoint-{step}", step)
-            _replace(stage / f"checkpoint-{step}", folder / f"checkpoint-{step}")
-        finally:
+        processes.from_main(lambda: _close(stage, step))
+    finally:
+        if processes.is_main:
             shutil.rmtree(stage, ignore_errors=True)
 
 
@@ -108,7 +105,7 @@ def fault_of(checkpoint: Path) -> str | None:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is missing or unreadable"
-    for name in REQUIRED:
+    for name in required_files(checkpoint):
         if name not in files:
             return f"{name} is missing from the manifest"
     for name, entry in files.items():
@@ -118,6 +115,22 @@ def fault_of(checkpoint: Path) -> str | None:
         if path.stat().st_size != entry["size"] or _sha256(path) != entry["sha256"]:
             return f"{name} has changed since it was written"
     return None
+
+
+def required_files(checkpoint: Path) -> list[str]:
+    """Return the files without which a run cannot go on exactly where it stopped.
+
+    Every process has a random state of its own; sharded weights and optimiser states have files of their own.
+    """
+    try:
+        state = read_run_state(checkpoint)
+    except (OSError, ValueError):
+        state = {}
+    count = state.get("processes", 1)
+    random_states = ["rng_state.pth"] if count == 1 else [f"rng_state_{rank}.pth" for rank in range(count)]
+    sharded = state.get("sharding") == "fsdp"
+    weights = ["pytorch_model_fsdp.bin", "optimizer.bin"] if sharded else ["optimizer.pt"]
+    return ["model.safetensors", *weights, "scheduler.pt", *random_states, "trainer_state.json", RUN_STATE]
 
 
 def read_run_state(checkpoint: Path) -> dict[str, Any]:
@@ -141,6 +154,19 @@ def _by_step(folder: Path) -> list[Path]:
         if path.is_dir() and path.name.rsplit("-", 1)[1].isdigit()
     ]
     return [path for _, path in sorted(numbered)]
+
+
+def _open(stage: Path) -> None:
+    with explain_write_errors(stage.parent):
+        stage.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+
+
+def _close(stage: Path, step: int) -> None:
+    with explain_write_errors(stage.parent):
+        _seal(stage / f"checkpoint-{step}", step)
+        _replace(stage / f"checkpoint-{step}", stage.parent / f"checkpoint-{step}")
 
 
 def _seal(checkpoint: Path, step: int) -> None:

@@ -70,7 +70,7 @@ class Processes:
     def together(self) -> Iterator[None]:
         """Let every process leave the block, or none: wait for the slowest, and stop all where one failed.
 
-        The block itself must not wait for other processes.
+        A block in which processes wait for each other is safe only as long as none fails inside.
 
         Raises:
             PeerError: another process failed (the first one that did raises its own error).

@@ -1,7 +1,8 @@
 """A training run from recipe to finished folder: build, train or resume, validate, write the results.
 
 The folder holds, when the run is done: the model and tokenizer as Hugging Face writes them, `recipe.yaml` (resolved),
-`training_log.jsonl`, `summary.json`, `README.md` (model card), `checkpoints/` and `tensorboard/`.
+`training_log.jsonl`, `summary.json`, `README.md` (model card), `checkpoints/` and `tensorboard/`. With several processes
+(`mnemon.training.distributed`) every one builds and trains the same model; the first alone writes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import platform
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,6 +30,7 @@ from mnemon.training import checkpoints
 from mnemon.training.batches import BatchMaker, BatchStream
 from mnemon.training.build import build_model, build_tokenizer, count_parameters
 from mnemon.training.curriculum import Curriculum
+from mnemon.training.distributed import Processes, check_sharding, check_shared_folder, joined_processes
 from mnemon.training.model_card import model_card
 from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import load_recipe, save_recipe
@@ -36,6 +39,7 @@ from mnemon.training.trainer import AnswerTrainer, Progress, wants_cuda
 from mnemon.training.validation import validate
 
 RECIPE_FILE, LOG_FILE, SUMMARY_FILE, CARD_FILE = "recipe.yaml", "training_log.jsonl", "summary.json", "README.md"
+_SIGNAL_GRACE_SECONDS = 20.0
 _MAY_CHANGE = (
     "optimisation.max_tokens",
     "optimisation.max_minutes",
@@ -64,26 +68,44 @@ def train(
         show_progress: draw a progress bar on stderr.
 
     Returns:
-        The summary that is also written to `summary.json`; its `stop_reason` is `interrupted` after Ctrl-C.
+        The summary that is also written to `summary.json`; its `stop_reason` is `interrupted` after Ctrl-C. With
+        several processes all but the first return it without the held-out accuracy.
 
     Raises:
         ConfigError: the recipe does not fit the folder, or a value is refused by the model.
+        BackendUnavailable: the recipe asks for an engine that cannot be had here.
         RunError: the loss became non-finite or the disk is full; the last checkpoint is intact.
+        PeerError: another process of the run failed, which raises one of the above.
     """
-    folder = output_folder(recipe, output)
+    with joined_processes() as processes:
+        return _train_together(recipe, output_folder(recipe, output), overwrite, resume, show_progress, processes)
+
+
+def _train_together(
+    recipe: Recipe, folder: Path, overwrite: bool, resume: bool, show_progress: bool, processes: Processes
+) -> dict[str, Any]:
+    with processes.together():
+        check_sharding(recipe.optimisation, wants_cuda(recipe.optimisation), processes)
     if resume or not overwrite:
-        prepare_output_folder(folder, overwrite=overwrite, resume=resume)
+        processes.from_main(lambda: prepare_output_folder(folder, overwrite=overwrite, resume=resume))
     set_threads(recipe.optimisation.threads)
     with _quiet_library():
-        checkpoint = _checkpoint_to_resume(recipe, folder) if resume else None
-        tokenizer, model = _build(recipe, folder if resume else None)
+        checkpoint = processes.from_main(lambda: _checkpoint_to_resume(recipe, folder)) if resume else None
+        with processes.together():
+            tokenizer, model = _build(recipe, folder if resume else None)
         if overwrite:  # only now that the recipe has proved to be usable may the earlier run go
-            prepare_output_folder(folder, overwrite=True)
-        if not resume:
-            _write_aside(folder, tokenizer.save_pretrained)
-        save_recipe(recipe, folder / RECIPE_FILE)
-        trainer = _train(recipe, folder, model, tokenizer, checkpoint, show_progress)
+            processes.from_main(lambda: prepare_output_folder(folder, overwrite=True))
+        check_shared_folder(folder, processes)
+        processes.from_main(lambda: _write_inputs(recipe, folder, None if resume else tokenizer))
+        trainer = _train(recipe, folder, model, tokenizer, checkpoint, show_progress, processes)
         return _finish(recipe, folder, trainer, tokenizer)
+
+
+def _write_inputs(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Write what the run begins with: the tokenizer of a new run, and the resolved recipe."""
+    if tokenizer is not None:
+        _write_aside(folder, tokenizer.save_pretrained)
+    save_recipe(recipe, folder / RECIPE_FILE)
 
 
 def output_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
@@ -93,7 +115,6 @@ def output_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
 
 def _build(recipe: Recipe, resumed: Path | None) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
     """Return tokenizer and model of a new run, or of a resumed one, whose weights its checkpoint brings."""
-    wants_cuda(recipe.optimisation)
     tokenizer = build_tokenizer(recipe) if resumed is None else PreTrainedTokenizerFast.from_pretrained(resumed)
     size = vocabulary_size(recipe, tokenizer)
     if resumed is not None:
@@ -106,11 +127,16 @@ def _build(recipe: Recipe, resumed: Path | None) -> tuple[PreTrainedTokenizerFas
 def _finish(recipe: Recipe, folder: Path, trainer: AnswerTrainer, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Write the results, then measure the held-out accuracy and write it too (it may take long, or be interrupted)."""
     summary = summarise(recipe, trainer)
-    _write_aside(folder, trainer.network.save_pretrained)
-    write_summary(folder, recipe, summary)
-    if summary["stop_reason"] != "interrupted" and recipe.evaluation.samples:
-        summary["validation"] = validate(trainer.network, tokenizer, recipe)
-        write_summary(folder, recipe, summary)
+    processes, network = trainer.processes, trainer.network
+    weights = trainer.whole_weights()
+    processes.from_main(lambda: _write_aside(folder, lambda aside: network.save_pretrained(aside, state_dict=weights)))
+    processes.from_main(lambda: write_summary(folder, recipe, summary))
+    # The pieces of a sharded network are gathered by all processes; a whole one answers alone.
+    takes_part = processes.is_main or trainer.engine == "fsdp"
+    if summary["stop_reason"] != "interrupted" and recipe.evaluation.samples and takes_part:
+        summary["validation"] = validate(network, tokenizer, recipe)
+        if processes.is_main:
+            write_summary(folder, recipe, summary)
     return summary
 
 
@@ -136,6 +162,8 @@ def summarise(recipe: Recipe, trainer: AnswerTrainer) -> dict[str, Any]:
         "seed": recipe.seed,
         "kind": recipe.model.kind,
         "parameters": count_parameters(trainer.network),
+        "engine": trainer.engine,
+        "processes": trainer.processes.count,
         "steps": trainer.state.global_step,
         "tokens": progress.tokens,
         "minutes": round(seconds / 60, 2),
@@ -170,6 +198,7 @@ def _train(
     tokenizer: PreTrainedTokenizerFast,
     checkpoint: Path | None,
     show_progress: bool,
+    processes: Processes,
 ) -> AnswerTrainer:
     curriculum = Curriculum(recipe.data.stages, list(recipe.data.tasks), recipe.data.curriculum)
     progress = Progress(recipe.optimisation)
@@ -177,19 +206,31 @@ def _train(
     options = recipe.optimisation
     shares = options.gradient_accumulation
     maker = BatchMaker(
-        recipe.data, tokenizer, recipe.seed, options.batch_tokens // shares, -(-options.min_rows // shares)
+        recipe.data,
+        tokenizer,
+        recipe.seed,
+        batch_tokens=options.batch_tokens // shares,
+        min_rows=-(-options.min_rows // shares),
+        share=(processes.rank, processes.count),
+        segment_length=recipe.model.lm2.segment_length if recipe.model.lm2 else None,
     )
     stream = BatchStream(maker, curriculum, step * options.gradient_accumulation, recipe.data.workers)
-    trainer = AnswerTrainer(model, recipe, folder, stream, curriculum, progress)
-    log = TrainingLog(folder / LOG_FILE, step)
-    telemetry = Telemetry(trainer, log, folder / "tensorboard" if recipe.output.tensorboard else None, show_progress)
+    with processes.together():
+        trainer = AnswerTrainer(model, recipe, folder, stream, curriculum, progress, processes)
+    set_threads(options.threads)  # accelerate has just set its own number where there are several processes
+    log = processes.from_main(lambda: TrainingLog(folder / LOG_FILE, step))
+    telemetry = Telemetry(
+        trainer,
+        log if processes.is_main else None,
+        folder / "tensorboard" if recipe.output.tensorboard and processes.is_main else None,
+        show_progress and processes.is_main,
+    )
     trainer.add_callback(telemetry)
     try:
         if checkpoint is not None and progress.exhausted():
-            trainer._load_from_checkpoint(str(checkpoint))
-            trainer.state.global_step, progress.stop_reason = step, progress.exhausted()
+            trainer.restore_finished(checkpoint, step)
         else:
-            with _stop_on_signal(telemetry):
+            with _stop_on_signal(progress, processes):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         telemetry.close()
@@ -259,16 +300,23 @@ def _write_aside(folder: Path, write: Callable[[Path], Any]) -> None:
 
 
 @contextmanager
-def _stop_on_signal(telemetry: Telemetry) -> Iterator[None]:
-    """Turn the first Ctrl-C or termination into a clean stop at the end of the step; a second one acts at once."""
+def _stop_on_signal(progress: Progress, processes: Processes) -> Iterator[None]:
+    """Turn the first Ctrl-C or termination into a clean stop at the end of the step; a second one acts at once.
+
+    With several processes it acts only after a while: a launcher passes on the signal that they may have had already.
+    """
+    grace = _SIGNAL_GRACE_SECONDS if processes.count > 1 else 0.0
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: Any) -> None:
-        if telemetry.interrupted:
+        nonlocal first
+        if progress.stop_requested and time.monotonic() - first >= grace:
             raise KeyboardInterrupt
-        telemetry.interrupted = True
+        if not progress.stop_requested:
+            first, progress.stop_requested = time.monotonic(), True
 
     earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

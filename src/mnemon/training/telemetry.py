@@ -1,12 +1,14 @@
 """What a run tells while it goes: progress bar, `training_log.jsonl`, TensorBoard; and when it stops.
 
 One callback of Hugging Face's Trainer drives all of it, because all of it happens at the end of a step. Nothing here
-changes what is learned.
+changes what is learned. With several processes each has its callback, so that all save and stop at the same step; only
+the first one's writes and shows anything.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mnemon.files import atomic_write_text, explain_disk_errors
+from mnemon.training.distributed import Processes
 from mnemon.training.trainer import AnswerTrainer, Window
 
 _PLAIN_LINE_SECONDS = 30.0
@@ -41,14 +44,13 @@ class Telemetry(TrainerCallback):
 
     Args:
         trainer: the running trainer, whose window, progress and curriculum are read.
-        log: where entries go.
+        log: where entries go, None for nowhere.
         tensorboard: folder of the scalars, None for none.
         show: draw a progress bar (on a terminal) or print a line now and then (elsewhere).
     """
 
-    def __init__(self, trainer: AnswerTrainer, log: TrainingLog, tensorboard: Path | None, show: bool) -> None:
+    def __init__(self, trainer: AnswerTrainer, log: TrainingLog | None, tensorboard: Path | None, show: bool) -> None:
         self.trainer, self.log, self.show = trainer, log, show
-        self.interrupted = False
         self._writer = _summary_writer(tensorboard)
         self._display = _Display(trainer, show)
         self._logged_at = 0.0
@@ -85,7 +87,8 @@ class Telemetry(TrainerCallback):
             self._writer.close()
 
     def _stop_reason(self) -> str:
-        if self.interrupted:
+        progress = self.trainer.progress
+        if progress.stop_agreed or (progress.stop_requested and self.trainer.processes.count == 1):
             return "interrupted"
         options = self.trainer.recipe.data.curriculum
         if options.stop_when_learned and self.trainer.curriculum.learned_all:
@@ -96,7 +99,8 @@ class Telemetry(TrainerCallback):
         now = time.monotonic()
         entry = log_entry(self.trainer, step, self.trainer.window, now - self._logged_at)
         self._logged_at, self.trainer.window = now, Window()
-        self.log.append(entry)
+        if self.log is not None:
+            self.log.append(entry)
         if self._writer is not None:
             for name, value in _scalars(entry):
                 self._writer.add_scalar(name, value, step)
@@ -114,7 +118,8 @@ def log_entry(trainer: AnswerTrainer, step: int, window: Window, seconds: float)
 
     Returns:
         Loss and answer accuracy (share of questions fully right) since the previous line, in all and by task and
-        length; learning rate, gradient norm, tokens seen, tokens per second, stage and its running accuracy.
+        length; learning rate, gradient norm, tokens seen, tokens per second, stage and its running accuracy;
+        `memory/<name>`: mean of each scalar that the model returned as a diagnostic (None if it is not finite).
     """
     right = sum(counts[0] for counts in window.answers.values())
     asked = sum(counts[1] for counts in window.answers.values())
@@ -132,7 +137,22 @@ def log_entry(trainer: AnswerTrainer, step: int, window: Window, seconds: float)
         "learning_rate": trainer._get_learning_rate(),
         "grad_norm": trainer.last_grad_norm,
         "tokens_per_second": round(window.tokens / max(seconds, 1e-9), 1),
-    }
+    } | mean_diagnostics(window, trainer.processes)
+
+
+def mean_diagnostics(window: Window, processes: Processes) -> dict[str, float | None]:
+    """Return the mean of every diagnostic over the window's batches and all processes, as `memory/<name>`.
+
+    A process whose rows complete no segment may lack a name; the mean is over those that have it.
+    """
+    own = {name: [float(value) for value in values] for name, values in window.diagnostics.items()}
+    shares = processes.gather(own)
+    means: dict[str, float | None] = {}
+    for name in sorted({name for share in shares for name in share}):
+        values = [value for share in shares for value in share.get(name, [])]
+        mean = sum(values) / len(values)
+        means[f"memory/{name}"] = mean if math.isfinite(mean) else None
+    return means
 
 
 class _Display:
@@ -205,6 +225,7 @@ def _whole_lines(path: Path) -> list[str]:
 def _scalars(entry: dict[str, Any]) -> list[tuple[str, float]]:
     names = ("loss", "accuracy", "learning_rate", "grad_norm", "tokens_per_second", "stage", "length")
     scalars = [(f"train/{name}", float(entry[name])) for name in names]
+    scalars += [(name, value) for name, value in entry.items() if name.startswith("memory/") and value is not None]
     return scalars + [(f"accuracy/{key}", counts[0] / counts[1]) for key, counts in entry["answers"].items()]
 
 

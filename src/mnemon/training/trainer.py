@@ -2,21 +2,23 @@
 
 The Trainer owns optimiser, accumulation, precision and devices. What differs: batches come from a `BatchStream` as they
 are, logits are computed only from the first answer on, the learning rate follows the tokens seen, the curriculum is fed
-with every batch, and checkpoints are sealed (see `mnemon.training.checkpoints`).
+with every batch, and checkpoints are sealed (see `mnemon.training.checkpoints`). With several processes the loss is that
+of the whole batch, and whatever decides how training goes on is the same on all of them.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -26,6 +28,7 @@ from mnemon.files import atomic_write_json
 from mnemon.training import checkpoints
 from mnemon.training.batches import Batch, BatchStream
 from mnemon.training.curriculum import Curriculum
+from mnemon.training.distributed import Processes, check_engine, decoder_layer_classes, engine_in_use
 from mnemon.training.recipe import OptimisationSection, Recipe
 
 _ENDLESS = 10**9
@@ -40,12 +43,18 @@ class Progress:
         tokens: real tokens trained on.
         seconds: wall-clock time spent training, earlier sessions included.
         stop_reason: why the run ended, empty while it goes on.
+        stop_requested: whether the user asked this process to stop.
+        stop_agreed: whether some process of the run was asked to stop, as all of them know it.
+        clock: the time on which several processes agreed at the last step, None = read this process's own.
     """
 
     budget: OptimisationSection
     tokens: int = 0
     seconds: float = 0.0
     stop_reason: str = ""
+    stop_requested: bool = False
+    stop_agreed: bool = False
+    clock: float | None = None
     _since: float | None = field(default=None, repr=False)
 
     def start_clock(self) -> None:
@@ -53,7 +62,11 @@ class Progress:
         self._since = time.monotonic()
 
     def elapsed(self) -> float:
-        """Return the seconds trained so far, this session included."""
+        """Return the seconds trained so far, this session included; the same on every process."""
+        return self.own_clock() if self.clock is None else self.clock
+
+    def own_clock(self) -> float:
+        """Return the seconds trained so far by this process's own clock."""
         return self.seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def fraction(self) -> float:
@@ -95,12 +108,13 @@ def learning_rate_factor(options: OptimisationSection, step: int, fraction: floa
 
 @dataclass
 class Window:
-    """Sums since the last log line: loss, tokens, and right answers by (task, length)."""
+    """Since the last log line: sums of loss, tokens, right answers by (task, length); the model's diagnostics."""
 
     loss: float = 0.0
     batches: int = 0
     tokens: int = 0
     answers: dict[tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    diagnostics: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, loss: float, batch: Batch, right: list[bool]) -> None:
         """Take in one batch."""
@@ -111,6 +125,11 @@ class Window:
             counts = self.answers[task, batch["length"]]
             counts[0] += int(correct)
             counts[1] += 1
+
+    def note(self, diagnostics: Mapping[str, torch.Tensor]) -> None:
+        """Take in the scalars that the model returned beside its logits."""
+        for name, value in diagnostics.items():
+            self.diagnostics[name].append(value.detach())
 
 
 class AnswerTrainer(Trainer):
@@ -123,6 +142,10 @@ class AnswerTrainer(Trainer):
         stream: batches, positioned at the step the run begins with.
         curriculum: fed with every batch; the stream follows it.
         progress: counters, restored when the run resumes.
+        processes: the processes of the run.
+
+    Raises:
+        ConfigError: the model cannot recompute activations, and the recipe asks for it.
     """
 
     def __init__(
@@ -133,22 +156,33 @@ class AnswerTrainer(Trainer):
         stream: BatchStream,
         curriculum: Curriculum,
         progress: Progress,
+        processes: Processes = Processes(),  # noqa: B008 (a frozen value)
     ) -> None:
-        super().__init__(model=model, args=training_arguments(recipe, folder), train_dataset=_Endless())
+        arguments = training_arguments(recipe, folder, model)
+        if recipe.optimisation.gradient_checkpointing:
+            recompute_activations(model)
+        if recipe.optimisation.compile and hasattr(model, "compile_for_training"):
+            model.compile_for_training()
+        super().__init__(model=model, args=arguments, train_dataset=_Endless())
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.network, self.recipe, self.folder = model, recipe, folder
         self.stream, self.curriculum, self.progress = stream, curriculum, progress
+        self.processes = processes
+        self.engine = ""
         self.window = Window()
         self.last_grad_norm = 0.0
-        # `compute_loss` divides by the answers of the whole accumulated batch, which the Trainer then counts for us.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
+        self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the answers of the whole accumulated batch
         self._right: list[bool] = []
 
     def get_train_dataloader(self) -> Any:
         """Return the stream itself: accelerate's loader would fetch a batch early and miss a change of stage."""
         return self.stream
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Batch], int]:
+        """Return the batches of one step and the number of their answer tokens, those of other processes included."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        return batches, sum(batch["answer_tokens"] for batch in batches)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the learning rate follow the tokens seen instead of a number of steps."""
@@ -165,40 +199,74 @@ class AnswerTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Return the cross entropy of the answers (float32), and note which questions were answered rightly."""
+        """Return this process's part of the cross entropy (float32), and note which questions were answered rightly.
+
+            loss = processes * sum of the own answers' losses / answer tokens of the whole batch
+
+        The engine averages gradients over the processes, which the factor turns into the sum.
+        """
         everything = self.recipe.data.loss_on == "all"
         width = inputs["input_ids"].shape[1]
         keep = width if everything else min(width, inputs["keep"])
-        logits = model(
+        outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             logits_to_keep=keep,
             use_cache=False,
-        ).logits[:, -keep:-1]
+        )
+        self.window.note(getattr(outputs, "diagnostics", None) or {})
+        logits = outputs.logits[:, -keep:-1]
         targets = inputs["labels"][:, 1 - keep :]
         asked = targets != IGNORED
         scores = logits[asked].float()
         losses: torch.Tensor = F.cross_entropy(scores, targets[asked], reduction="sum")
         self._right = questions_right(scores.argmax(-1) == targets[asked], inputs["question_ids"])
         loss: torch.Tensor = losses / num_items_in_batch
-        return loss + self._context_loss(logits, inputs, asked) if everything else loss
+        if everything:
+            loss = loss + self._context_loss(logits, inputs, asked)
+        return loss * self.processes.count
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run one micro-batch; stop the run if its loss is not finite; tell the curriculum what it showed."""
+        if not self.engine:
+            self._check_engine(model)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        value = float(loss) * self.args.gradient_accumulation_steps
+        share, right = self._agree(float(loss) / self.processes.count, inputs)
+        value = share * self.args.gradient_accumulation_steps
         if not math.isfinite(value):
             raise self._diverged("loss", value)
-        self.window.add(value, inputs, self._right)
+        self.window.add(value, inputs, right)
         self.progress.tokens += inputs["tokens"]
-        answers = zip(inputs["tasks"], self._right, strict=True)
-        self.curriculum.observe(inputs["stage"], answers, inputs["tokens"])
+        self.curriculum.observe(inputs["stage"], zip(inputs["tasks"], right, strict=True), inputs["tokens"])
         return loss
+
+    def _check_engine(self, model: Any) -> None:
+        """Find out what accelerate has made of the network, and refuse anything but what the recipe asks for."""
+        self.engine = engine_in_use(self.accelerator.distributed_type.value, model)
+        with self.processes.together():
+            check_engine(self.recipe.optimisation, self.engine, self.processes)
+
+    def _agree(self, loss: float, inputs: Batch) -> tuple[float, list[bool]]:
+        """Return the loss of the whole micro-batch and whether each of its questions was answered rightly.
+
+        As a side effect the processes agree on the time and on whether somebody wants to stop: decisions that hang on
+        either must be the same everywhere.
+        """
+        progress = self.progress
+        flags = [0.0] * len(inputs["tasks"])
+        for question, correct in zip(inputs["questions"], self._right, strict=True):
+            flags[question] = float(correct)
+        time_of_main = progress.own_clock() if self.processes.is_main else 0.0
+        own = [loss, float(progress.stop_requested), time_of_main, *flags]
+        loss, stop, clock, *flags = self.processes.sum(own)
+        if self.processes.count > 1:
+            progress.stop_agreed, progress.clock = stop > 0, clock
+        return loss, [flag > 0 for flag in flags]
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clip as the Trainer does, and stop before the optimiser can spread a non-finite gradient."""
         norm = super()._clip_grad_norm(model)
-        self.last_grad_norm = float(norm)
+        self.last_grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not math.isfinite(self.last_grad_norm):
             raise self._diverged("gradient norm", self.last_grad_norm)
         return norm
@@ -208,15 +276,17 @@ class AnswerTrainer(Trainer):
         return 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = self.folder / "checkpoints"
-        with checkpoints.staged(folder, self.state.global_step) as stage:
+        folder, step = self.folder / "checkpoints", self.state.global_step
+        with checkpoints.staged(folder, step, self.processes) as stage:
             self._stage = stage
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._stage = None
-            atomic_write_json(stage / f"checkpoint-{self.state.global_step}" / checkpoints.RUN_STATE, self.run_state())
-        checkpoints.remove_old(folder, self.recipe.output.keep_checkpoints)
+            if self.processes.is_main:
+                atomic_write_json(stage / f"checkpoint-{step}" / checkpoints.RUN_STATE, self.run_state())
+        if self.processes.is_main:
+            checkpoints.remove_old(folder, self.recipe.output.keep_checkpoints)
 
     _stage: Path | None = None
 
@@ -225,28 +295,47 @@ class AnswerTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the weights only: the Trainer would add its arguments as a pickle, which nobody may load."""
-        self.network.save_pretrained(output_dir or str(self.folder), state_dict=state_dict)
+        if self.processes.is_main:
+            self.network.save_pretrained(output_dir or str(self.folder), state_dict=state_dict)
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """Return the weights put together from all processes, None where each has them all; every process calls it."""
+        if self.engine != "fsdp":
+            return None
+        weights: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model)
+        return weights
+
+    def restore_finished(self, checkpoint: Path, step: int) -> None:
+        """Take over the weights of a checkpoint whose run has used up its budget; nothing is trained."""
+        state = load_file(checkpoint / "model.safetensors")
+        self.network.load_state_dict(state, strict=False)  # tied tensors are stored once
+        self.state.global_step, self.progress.stop_reason = step, self.progress.exhausted()
 
     def run_state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the Trainer's own files."""
         return {
             "step": self.state.global_step,
+            "processes": self.processes.count,
+            "sharding": self.recipe.optimisation.sharding,
             "tokens": self.progress.tokens,
             "seconds": self.progress.elapsed(),
             "curriculum": self.curriculum.state(),
         }
 
     def _context_loss(self, logits: torch.Tensor, inputs: Batch, asked: torch.Tensor) -> torch.Tensor:
-        """Return the weighted mean loss of the tokens that are no answers."""
+        """Return the weighted mean loss of the tokens that are no answers: the own ones' part of it."""
         other = inputs["attention_mask"][:, 1:].bool() & inputs["attention_mask"][:, :-1].bool() & ~asked
-        mean = F.cross_entropy(logits[other].float(), inputs["input_ids"][:, 1:][other])
+        other &= inputs["counted"][:, None]
+        losses = F.cross_entropy(logits[other].float(), inputs["input_ids"][:, 1:][other], reduction="sum")
+        mean = losses / inputs["context_tokens"]
         return self.recipe.data.context_loss_weight * mean / self.args.gradient_accumulation_steps
 
-    def _diverged(self, what: str, value: float) -> RunError:
-        return RunError(
+    def _diverged(self, what: str, value: float) -> Exception:
+        error = RunError(
             f"the {what} became {value} at step {self.state.global_step + 1}; the last checkpoint is intact: lower "
             "optimisation.learning_rate or max_grad_norm and start again, or resume from it"
         )
+        return self.processes.stop_all(error)
 
 
 def questions_right(right_tokens: torch.Tensor, question_ids: torch.Tensor) -> list[bool]:
@@ -256,20 +345,34 @@ def questions_right(right_tokens: torch.Tensor, question_ids: torch.Tensor) -> l
         right_tokens: bool [N], one per answer token.
         question_ids: int [N], the question of each, numbered from 0 without gaps.
     """
+    if not len(question_ids):
+        return []
     wrong = torch.zeros(int(question_ids[-1]) + 1, dtype=torch.long, device=right_tokens.device)
     wrong.index_add_(0, question_ids, (~right_tokens).long())
     return [count == 0 for count in wrong.tolist()]
 
 
-def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """Return the Trainer's arguments for a recipe; steps are unbounded because tokens and minutes end the run.
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Have a model recompute its activations in the backward pass instead of keeping them.
 
     Raises:
-        ConfigError: several processes were started.
+        ConfigError: the model does not support it.
     """
+    # The library renames the method; older versions know the second name only.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable()
+    except ValueError as error:
+        raise ConfigError(
+            f"optimisation.gradient_checkpointing: {str(error).splitlines()[0]}; set it to false"
+        ) from None
+
+
+def training_arguments(recipe: Recipe, folder: Path, model: PreTrainedModel) -> TrainingArguments:
+    """Return the Trainer's arguments for a recipe; steps are unbounded because tokens and minutes end the run."""
     options = recipe.optimisation
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("mnemon train runs in one process so far; start it without torchrun")
+    sharded = options.sharding == "fsdp"
+    layers = decoder_layer_classes(model)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=_ENDLESS,
@@ -290,6 +393,13 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
+        average_tokens_across_devices=False,  # `compute_loss` has the numbers of the whole batch
+        # A memory's gates are not used by contexts shorter than a segment; one process gives them no gradient either.
+        ddp_find_unused_parameters=recipe.model.kind == "lm2",
+        ddp_broadcast_buffers=False,  # buffers are constants
+        torch_compile=options.compile and not hasattr(model, "compile_for_training"),
+        fsdp=sharded,
+        fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": layers} if sharded else None,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # with several GPUs the Trainer would split our batches over them
     return arguments
