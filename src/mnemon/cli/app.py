@@ -20,7 +20,7 @@ from mnemon.cli.demo import demo
 from mnemon.cli.eval import evaluate
 from mnemon.cli.generate import generate
 from mnemon.cli.train import train
-from mnemon.errors import MnemonError
+from mnemon.errors import MnemonError, PeerError
 from mnemon.files import is_disk_full
 
 EXIT_FAILURE, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
@@ -94,6 +94,8 @@ def _report(error: Exception, debug: bool) -> int:
         return _report_usage(error)
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, PeerError):
+        return EXIT_USER_ERROR  # the process that failed says why
     if isinstance(error, MnemonError):
         _print_error(str(error))
         return EXIT_USER_ERROR

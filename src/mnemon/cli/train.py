@@ -1,13 +1,17 @@
 """`mnemon train`: train a model as a recipe says."""
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mnemon.cli.options import JsonOption, OverwriteOption, ResumeOption
+
+if TYPE_CHECKING:
+    from mnemon.training import Recipe
 
 
 def train(
@@ -33,14 +37,36 @@ def train(
     """Train a model from a recipe: `mnemon train babilong-tiny-lm2 --set optimisation.max_minutes=10`."""
     from mnemon.training.recipe_io import load_recipe
 
-    checked = load_recipe(recipe, changes)
+    if "WORLD_SIZE" not in os.environ:
+        _train(load_recipe(recipe, changes), output, resume, overwrite, dry_run, json_output)
+        return
+    from mnemon.training.distributed import joined_processes
+
+    with joined_processes() as processes:  # connected first, so that a mistake in the recipe is told once
+        checked = processes.from_main(lambda: load_recipe(recipe, changes))
+        _train(checked, output, resume, overwrite, dry_run, json_output, is_main=processes.is_main)
+
+
+def _train(
+    recipe: "Recipe",
+    output: Path | None,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    json_output: bool,
+    is_main: bool = True,
+) -> None:
+    """Train or plan; of several processes only the main one prints."""
     from mnemon.training.run import output_folder, plan
     from mnemon.training.run import train as run
 
     if dry_run:
-        _print_plan(plan(checked), json_output)
+        if is_main:
+            _print_plan(plan(recipe), json_output)
         return
-    summary = run(checked, output, overwrite=overwrite, resume=resume)
+    summary = run(recipe, output, overwrite=overwrite, resume=resume)
+    if not is_main:
+        return
     if summary["stop_reason"] == "interrupted":
         print(f"stopped and saved at step {summary['steps']}; go on with --resume", file=sys.stderr)
         raise typer.Exit(130)
@@ -48,7 +74,7 @@ def train(
         print(json.dumps(summary))
         return
     done = f"{summary['tokens']:,} tokens in {summary['minutes']} minutes, ended by {summary['stop_reason']}"
-    print(f"{output_folder(checked, output)}: {done}")
+    print(f"{output_folder(recipe, output)}: {done}")
     _print_validation(summary["validation"])
 
 

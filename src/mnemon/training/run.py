@@ -1,8 +1,8 @@
 """A training run from recipe to finished folder: build, train or resume, validate, write the results.
 
 The folder holds, when the run is done: the model and tokenizer as Hugging Face writes them, `recipe.yaml` (resolved),
-`training_log.jsonl`, `summary.json`, `README.md` (model card), `checkpoints/` and `tensorboard/`. With several processes
-(`mnemon.training.distributed`) every one builds and trains the same model; the first alone writes.
+`training_log.jsonl`, `summary.json`, `README.md` (model card), `checkpoints/` and `tensorboard/`. With several
+processes (`mnemon.training.distributed`) every one builds and trains the same model; the first alone writes.
 """
 
 from __future__ import annotations

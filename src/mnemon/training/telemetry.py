@@ -54,6 +54,7 @@ class Telemetry(TrainerCallback):
         self._writer = _summary_writer(tensorboard)
         self._display = _Display(trainer, show)
         self._logged_at = 0.0
+        self._has_reported = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,6 +99,9 @@ class Telemetry(TrainerCallback):
     def _report(self, step: int) -> None:
         now = time.monotonic()
         entry = log_entry(self.trainer, step, self.trainer.window, now - self._logged_at)
+        if not self._has_reported:
+            entry |= {"engine": self.trainer.engine, "processes": self.trainer.processes.count}
+            self._has_reported = True
         self._logged_at, self.trainer.window = now, Window()
         if self.log is not None:
             self.log.append(entry)

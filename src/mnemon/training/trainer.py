@@ -2,8 +2,8 @@
 
 The Trainer owns optimiser, accumulation, precision and devices. What differs: batches come from a `BatchStream` as they
 are, logits are computed only from the first answer on, the learning rate follows the tokens seen, the curriculum is fed
-with every batch, and checkpoints are sealed (see `mnemon.training.checkpoints`). With several processes the loss is that
-of the whole batch, and whatever decides how training goes on is the same on all of them.
+with every batch, and checkpoints are sealed (see `mnemon.training.checkpoints`). With several processes the loss is
+that of the whole batch, and whatever decides how training goes on is the same on all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -162,14 +162,14 @@ class AnswerTrainer(Trainer):
         if recipe.optimisation.gradient_checkpointing:
             recompute_activations(model)
         if recipe.optimisation.compile and hasattr(model, "compile_for_training"):
-            model.compile_for_training()
+            cast(Any, model).compile_for_training()
         super().__init__(model=model, args=arguments, train_dataset=_Endless())
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.network, self.recipe, self.folder = model, recipe, folder
         self.stream, self.curriculum, self.progress = stream, curriculum, progress
         self.processes = processes
-        self.engine = ""
+        self.engine: str | None = None  # known once the first step has begun
         self.window = Window()
         self.last_grad_norm = 0.0
         self.loss_is_scaled_for_ga = True  # `compute_loss` divides by the answers of the whole accumulated batch
@@ -228,7 +228,7 @@ class AnswerTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run one micro-batch; stop the run if its loss is not finite; tell the curriculum what it showed."""
-        if not self.engine:
+        if self.engine is None:
             self._check_engine(model)
         loss = super().training_step(model, inputs, num_items_in_batch)
         share, right = self._agree(float(loss) / self.processes.count, inputs)
@@ -242,9 +242,10 @@ class AnswerTrainer(Trainer):
 
     def _check_engine(self, model: Any) -> None:
         """Find out what accelerate has made of the network, and refuse anything but what the recipe asks for."""
-        self.engine = engine_in_use(self.accelerator.distributed_type.value, model)
+        engine = engine_in_use(self.accelerator.distributed_type.value, model)
         with self.processes.together():
-            check_engine(self.recipe.optimisation, self.engine, self.processes)
+            check_engine(self.recipe.optimisation, engine, self.processes)
+        self.engine = engine
 
     def _agree(self, loss: float, inputs: Batch) -> tuple[float, list[bool]]:
         """Return the loss of the whole micro-batch and whether each of its questions was answered rightly.
@@ -363,9 +364,8 @@ def recompute_activations(model: PreTrainedModel) -> None:
     try:
         enable()
     except ValueError as error:
-        raise ConfigError(
-            f"optimisation.gradient_checkpointing: {str(error).splitlines()[0]}; set it to false"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"optimisation.gradient_checkpointing: {reason}; set it to false") from None
 
 
 def training_arguments(recipe: Recipe, folder: Path, model: PreTrainedModel) -> TrainingArguments:
@@ -398,7 +398,7 @@ def training_arguments(recipe: Recipe, folder: Path, model: PreTrainedModel) -> 
         ddp_find_unused_parameters=recipe.model.kind == "lm2",
         ddp_broadcast_buffers=False,  # buffers are constants
         torch_compile=options.compile and not hasattr(model, "compile_for_training"),
-        fsdp=sharded,
+        fsdp=cast(Any, sharded),  # declared as text for the sake of old command lines
         fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": layers} if sharded else None,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # with several GPUs the Trainer would split our batches over them
