@@ -228,7 +228,7 @@ class MemoryBank(nn.Module):
         return WriteStatistics(
             peak,
             past.total * rescale + weights.sum(dim=-1),
-            past.value * rescale[..., None] + weights @ values,
+            past.value * rescale[..., None] + _matmul_exactly(weights, values),
         )
 
     def update(self, bank: Tensor, statistics: WriteStatistics) -> tuple[Tensor, GateValues]:
@@ -264,6 +264,13 @@ class MemoryBank(nn.Module):
 
 
 def _linear_in(dtype: torch.dtype, linear: nn.Linear, x: Tensor) -> Tensor:
-    """Apply `linear` in `dtype`: gates and bank stay in float32 when the model runs in bfloat16."""
+    """Apply `linear` in `dtype`: gates and bank stay in float32 when the model runs, or is autocast, in bfloat16."""
     bias = None if linear.bias is None else linear.bias.to(dtype)
-    return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
+
+
+def _matmul_exactly(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply in the dtype of the arguments: autocast would round the statistics of a segment to bfloat16."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
