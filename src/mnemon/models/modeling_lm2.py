@@ -4,13 +4,15 @@ The decoder is called once per segment with hooks that add the memory term (`mne
 from segment to segment is a `MemoryState`. The mathematics is in `mnemon.layers.memory_bank` and `docs/lm2.md`.
 """
 
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -24,12 +26,13 @@ from mnemon.layers.memory_bank import (
     initial_bank,
     state_dtype,
 )
-from mnemon.models.base_cache import BaseCache
 from mnemon.models.configuration_lm2 import LM2Config
-from mnemon.models.graft import Block, attached, find_blocks, memory_blocks
-from mnemon.models.masks import as_attention_mask, call_key_positions, visibility
-from mnemon.models.segments import SegmentCall, gather_columns, host_mask, plan_calls, scatter_columns
+from mnemon.models.graft import Block, attached, memory_blocks
+from mnemon.models.segmented_decoder import SegmentedDecoder, call_tensor
+from mnemon.models.segments import ColumnCollector, SegmentCall, count_calls, gather_columns, host_mask, plan_calls
 from mnemon.models.state import MemoryCache, MemoryState
+
+_DEFAULT_SINKS = 4
 
 
 class LM2PreTrainedModel(PreTrainedModel):
@@ -37,7 +40,7 @@ class LM2PreTrainedModel(PreTrainedModel):
 
     config: LM2Config
     base_model_prefix = "base"
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -74,8 +77,17 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LM2Config, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.base = AutoModelForCausalLM.from_config(config.base_config) if base is None else base
-        indices = memory_blocks(find_blocks(self.base), config.memory_layers)
+        self.base = _new_base(config) if base is None else base
+        self.segmented = SegmentedDecoder(
+            self.base,
+            config.segment_length,
+            config.attention_span,
+            config.attention_sinks,
+            config.blocks_path,
+            config.attention_name,
+        )
+        self.gradient_checkpointing = False
+        indices = memory_blocks(self.blocks, config.memory_layers)
         # One pass over all blocks keeps `retention` of a bank; in flow `depth` the pass is as many updates as blocks.
         updates = len(indices) if config.flow == "depth" else 1
         kept_per_update = config.retention ** (1 / max(updates, 1))
@@ -104,12 +116,19 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         Args:
             model_or_name: a loaded causal language model (used as it is, not copied), or what
                 `AutoModelForCausalLM.from_pretrained` takes.
-            **options: fields of `LM2Config`.
+            **options: fields of `LM2Config`. With an `attention_span`, `attention_sinks` is 4 unless given: a
+                pretrained decoder collapses once its first tokens are out of sight.
+        Raises:
+            ConfigError: if the decoder is of a kind a memory cannot be grafted on, or gives other logits when it reads
+                a text in pieces (tried on a few tokens).
         """
         base = AutoModelForCausalLM.from_pretrained(model_or_name) if isinstance(model_or_name, str) else model_or_name
+        if options.get("attention_span") is not None:
+            options.setdefault("attention_sinks", _DEFAULT_SINKS)
         config = LM2Config(base_config=base.config, dtype=base.dtype, **options)
         training = base.training
         model = cls(config, base)  # a decoder that has its weights keeps them
+        model.segmented.verify()
         with torch.no_grad():
             for bank in model.banks:
                 bank.output.weight.zero_()
@@ -125,7 +144,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
     @property
     def blocks(self) -> list[Block]:
         """The decoder's blocks."""
-        return find_blocks(self.base)
+        return self.segmented.blocks
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the decoder's token embedding."""
@@ -155,6 +174,26 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         self.base.set_attn_implementation(attn_implementation, *args, **kwargs)
         self.config._attn_implementation_internal = self.base.config._attn_implementation
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
+        """Recompute each segment in the backward pass instead of keeping its activations.
+
+        The whole segment, a pure function of (tokens, state), is checkpointed; the decoder's own per-block switch stays
+        off, because it drops the cache that carries the state. `gradient_checkpointing_kwargs` are accepted as Hugging
+        Face passes them; only `use_reentrant=False` exists.
+        """
+        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ConfigError("use_reentrant=True cannot carry a memory state; leave it out")
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations again."""
+        self.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether segments are recomputed in the backward pass."""
+        return self.gradient_checkpointing
+
     def initial_state(self, batch_size: int) -> MemoryState:
         """Return the state before the first token."""
         config = self.config
@@ -163,12 +202,10 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         bank = self.initial_memory.to(dtype=state_dtype(like.dtype), device=like.device)
         bank = bank.expand(batch_size, layers, -1, -1)
         return MemoryState(
-            counts=(0,) * batch_size,
+            decoder=self.segmented.initial_state(batch_size),
             bank=bank,
             kept=torch.ones_like(bank),
             statistics=tuple(memory.empty_statistics(batch_size, like) for memory in self.banks),
-            base=((),) * config.num_hidden_layers,
-            key_positions=np.zeros((batch_size, 0), dtype=np.int64),
         )
 
     def forward(
@@ -207,14 +244,13 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         cache = self._check_cache(past_key_values, batch_size)
         state = self.initial_state(batch_size) if cache is None or cache.state is None else cache.state
         mask = host_mask(attention_mask, batch_size, width)
-        hidden, state = self._stream(inputs, mask, state, knock_out_memory)
+        wanted = _wanted_columns(logits_to_keep, width)
+        logits, state = self._stream(inputs, mask, state, wanted, knock_out_memory)
         if use_cache is None:
             use_cache = not self.training
         if use_cache or cache is not None:
             cache = MemoryCache() if cache is None else cache
             cache.memory.state, cache.memory.columns = state, cache.memory.columns + width
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-        logits = self._logits(hidden if isinstance(keep, int) else hidden[:, keep])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -292,65 +328,64 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
                 raise StateError(f"the memory holds {state.batch_size} rows, the input has {batch_size}")
             layers = 1 if self.config.flow == "depth" else len(self.banks)
             bank = (layers, *self.initial_memory.shape)
-            blocks = self.config.num_hidden_layers
-            if state.bank.shape[1:] != bank or len(state.base) != blocks:
+            blocks, found = self.config.num_hidden_layers, len(state.decoder.base)
+            if state.bank.shape[1:] != bank or found != blocks:
                 raise StateError(
-                    f"the memory is of another model: bank {list(state.bank.shape[1:])}, {len(state.base)} blocks; "
+                    f"the memory is of another model: bank {list(state.bank.shape[1:])}, {found} blocks; "
                     f"this one has bank {list(bank)}, {blocks} blocks"
                 )
         return cache
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.get_output_embeddings()(hidden)
-        cap = getattr(self.config.base_config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
     def _stream(
-        self, inputs: Tensor, mask: np.ndarray | None, state: MemoryState, knock_out: bool
+        self, inputs: Tensor, mask: np.ndarray | None, state: MemoryState, wanted: np.ndarray | None, knock_out: bool
     ) -> tuple[Tensor, MemoryState]:
-        """Run all segments of an input; returns final hidden states [B, T, D] and the new state."""
-        width = inputs.shape[1]
-        calls = plan_calls(mask, width, state.counts, self.config.segment_length)
-        if not calls:  # every token is masked: nothing happens, and the logits are undefined
-            embedded = self.get_input_embeddings()(inputs) if inputs.ndim == 2 else inputs
-            return torch.zeros_like(embedded), state
-        blocks = self.blocks
-        pieces = []
-        for number, call in enumerate(calls):
-            if self.config.bptt_segments and number and (len(calls) - number) % self.config.bptt_segments == 0:
-                state = state.detach()
-            hidden, state = self._run_call(gather_columns(inputs, call), call, state, blocks, knock_out)
-            pieces.append(hidden)
-        return scatter_columns(pieces, calls, width), state
+        """Run all segments of an input; returns the logits of the wanted columns [B, kept, V] and the new state.
 
-    def _run_call(
-        self, inputs: Tensor, call: SegmentCall, state: MemoryState, blocks: Sequence[Block], knock_out: bool
+        Only what is wanted is kept of a segment, so without gradients the memory needed does not grow with the input.
+        """
+        batch_size, width = inputs.shape[:2]
+        length = self.config.segment_length
+        total = count_calls(mask, width, state.counts, length)
+        kept = width if wanted is None else len(wanted)
+        if total == 0:  # every token is masked: nothing happens, and the logits are undefined
+            return self._embedding_weight().new_zeros(batch_size, kept, self.config.vocab_size), state
+        real = width if mask is None else mask.sum(axis=1)
+        self.segmented.check_positions(np.asarray(state.counts) + real)
+        self.segmented.prepare()
+        run: Any = self._segment
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            run = partial(checkpoint, self._segment, use_reentrant=False)
+        collector = ColumnCollector(batch_size, width, wanted)
+        for number, call in enumerate(plan_calls(mask, width, state.counts, length)):
+            if self.config.bptt_segments and number and (total - number) % self.config.bptt_segments == 0:
+                state = state.detach()
+            slots = collector.slots(call)
+            logits, state = run(gather_columns(inputs, call), call, state, slots, knock_out)
+            collector.add(logits, call, slots)
+        return collector.result(), state
+
+    def _segment(
+        self, inputs: Tensor, call: SegmentCall, state: MemoryState, slots: np.ndarray, knock_out: bool
     ) -> tuple[Tensor, MemoryState]:
-        """Run one call of the decoder, within one segment of every row."""
-        cache = BaseCache(state.base, [block.kind for block in blocks], call)
-        keys = call_key_positions(state.key_positions, call)
-        arguments = {
-            "input_ids" if inputs.ndim == 2 else "inputs_embeds": inputs,
-            "attention_mask": self._attention_mask(keys, call, blocks, inputs.device),
-            "position_ids": _call_tensor(call.positions(), call, inputs.device),
-            "past_key_values": cache,
-            "use_cache": True,
-        }
+        """Run one call of the decoder, within one segment of every row: a pure function of tokens and state."""
         banks = [] if knock_out else self.banks
         segments = [bank.open_segment(self._segment_bank(state, order)) for order, bank in enumerate(banks)]
         statistics = list(state.statistics)
-        with attached(blocks, self._memory_indices() if banks else [], self._term(call, segments, statistics)):
-            hidden = self.get_decoder()(**arguments).last_hidden_state
-        counts = call.starts + call.lengths
-        keep, columns = self._columns_to_keep(keys, counts, inputs.device)
-        state = replace(
-            state,
-            counts=tuple(int(count) for count in counts),
-            base=cache.entries(keep),
-            key_positions=keys[:, columns],
-            statistics=tuple(statistics),
+        keep_pieces = self.gradient_checkpointing and self.training
+        with self._memory_attached(call, segments, statistics):
+            logits, decoder = self.segmented.run(inputs, call, state.decoder, slots, keep_pieces)
+        state = replace(state, decoder=decoder, statistics=tuple(statistics))
+        return logits, self._close_segments(state, call) if banks and call.completes.any() else state
+
+    def _memory_attached(
+        self, call: SegmentCall, segments: list[SegmentRead], statistics: list[WriteStatistics]
+    ) -> Any:
+        """Attach the memory term for one call; without segments (knocked out, or no memory) nothing is attached."""
+        if not segments:
+            return nullcontext()
+        return attached(
+            self.blocks, self.segmented.joins, self._memory_indices(), self._term(call, segments, statistics)
         )
-        return hidden, self._close_segments(state, call) if banks and call.completes.any() else state
 
     def _memory_indices(self) -> list[int]:
         return [int(index) for index in self.memory]
@@ -368,7 +403,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             added, _ = bank.read(x, segments[order])
             statistics[order] = bank.gather(
                 h + attended + added,
-                _call_tensor(positions, call, h.device),
+                call_tensor(positions, call, h.device),
                 None if valid is None else torch.from_numpy(valid).to(h.device),
                 segments[order],
                 statistics[order],
@@ -396,42 +431,13 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             state, bank=torch.stack(banks, dim=1), kept=torch.stack(kept, dim=1), statistics=tuple(statistics)
         )
 
-    def _attention_mask(
-        self, keys: np.ndarray, call: SegmentCall, blocks: Sequence[Block], device: torch.device
-    ) -> Any:
-        """Mask for the decoder: None (its own causal mask), a 4-D tensor, or one per layer type."""
-        windows = {block.window for block in blocks if block.attention is not None}
-        seen = {window: visibility(keys, call, _narrower(window, self.config.attention_span)) for window in windows}
-        if all(pattern is None for pattern in seen.values()):
-            return None
-        cached = keys.shape[1] - call.width
-        causal = np.tri(call.width, keys.shape[1], cached, dtype=bool)[None]
-        implementation = self.get_decoder().config._attn_implementation
-        masks = {
-            window: as_attention_mask(causal if pattern is None else pattern, implementation, self.dtype, device)
-            for window, pattern in seen.items()
-        }
-        layer_types = getattr(self.config.base_config, "layer_types", None)
-        if layer_types is None:
-            return next(iter(masks.values()))
-        by_type: dict[str, Tensor | None] = {}
-        for layer_type, block in zip(layer_types, blocks, strict=True):
-            by_type[layer_type] = None if block.attention is None else masks[block.window]
-        return by_type
 
-    def _columns_to_keep(
-        self, keys: np.ndarray, counts: np.ndarray, device: torch.device
-    ) -> tuple[slice | Tensor, slice | np.ndarray]:
-        """Choose the key columns that some later token still sees: for the tensors, and for the host's positions."""
-        span = self.config.attention_span
-        oldest = np.zeros_like(counts) if span is None else counts - span + 1
-        needed = ((keys >= 0) & (keys >= oldest[:, None])).any(axis=0)
-        columns = np.flatnonzero(needed)
-        if len(columns) == 0:
-            return slice(keys.shape[1], None), slice(keys.shape[1], None)
-        if len(columns) == keys.shape[1] - columns[0]:
-            return slice(int(columns[0]), None), slice(int(columns[0]), None)
-        return torch.from_numpy(columns).to(device), columns
+def _new_base(config: LM2Config) -> PreTrainedModel:
+    try:
+        base: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config)
+    except ValueError as error:  # a kind of model the library has no causal language model for
+        raise ConfigError(f"base_config: {str(error).splitlines()[0]}") from error
+    return base
 
 
 def _slot_dim(config: LM2Config) -> int:
@@ -439,19 +445,16 @@ def _slot_dim(config: LM2Config) -> int:
     return cast(int, config.slot_dim)
 
 
-def _call_tensor(values: np.ndarray, call: SegmentCall, device: torch.device) -> Tensor:
-    """Put per-token numbers [B, width] on the device, as one row where all rows agree."""
-    return torch.from_numpy(values[:1] if call.is_uniform else values).to(device)
-
-
 def _where(condition: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     """Choose rows of `new` where `condition` [B] holds; None = everywhere."""
     return new if condition is None else torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def _narrower(window: int | None, span: int | None) -> int | None:
-    limits = [limit for limit in (window, span) if limit is not None]
-    return min(limits) if limits else None
+def _wanted_columns(logits_to_keep: int | Tensor, width: int) -> np.ndarray | None:
+    """Return the columns whose logits are wanted; None = all."""
+    if isinstance(logits_to_keep, Tensor):
+        return np.arange(width)[logits_to_keep.cpu().numpy()]
+    return None if logits_to_keep in (0, width) else np.arange(width)[-logits_to_keep:]
 
 
 def _check_prompt(prompt: Tensor, attention_mask: Tensor | None) -> None:

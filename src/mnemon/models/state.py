@@ -4,16 +4,16 @@
 tensors between states (`branch`) is safe. `MemoryCacheLayer` lets the state ride through Hugging Face's `generate()`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mnemon.errors import StateError
 from mnemon.layers.memory_bank import WriteStatistics
+from mnemon.models.segmented_decoder import DecoderState
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,21 @@ class MemoryState:
     """State of a batch of sequences after some tokens.
 
     Attributes:
-        counts: real tokens read so far, one number per row; kept on the host so that decoding never waits for a device.
+        decoder: what the decoder itself carries.
         bank: memory slots, [B, 1, J, W] in flow `depth`, [B, blocks with memory, J, W] in flow `layer`.
         kept: running product of the forget gates, same shape as `bank`: how much of the initial bank is left.
         statistics: write statistics of the unfinished segment, one entry per block with memory.
-        base: what the decoder's own blocks carry, one entry per block: (keys, values) of an attention block,
-            (convolution state,) of a convolution block, () before the first token.
-        key_positions: position of every cached key column, [B, columns], -1 for a blank column; on the host.
     """
 
-    counts: tuple[int, ...]
+    decoder: DecoderState
     bank: Tensor
     kept: Tensor
     statistics: tuple[WriteStatistics, ...]
-    base: tuple[tuple[Tensor, ...], ...]
-    key_positions: np.ndarray = field(repr=False)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Real tokens read so far, one number per row."""
+        return self.decoder.counts
 
     @property
     def batch_size(self) -> int:
@@ -59,10 +59,8 @@ class MemoryState:
 
         Source: what Hugging Face's beam search asks of a cache (`reorder_cache`).
         """
-        host_rows = rows.tolist()
         chosen = self._map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
-        counts = tuple(self.counts[row] for row in host_rows)
-        return replace(chosen, counts=counts, key_positions=self.key_positions[host_rows])
+        return replace(chosen, decoder=self.decoder.select(rows, rows.tolist()))
 
     def num_bytes(self) -> int:
         """Return the bytes all tensors of the state take."""
@@ -78,10 +76,10 @@ class MemoryState:
     def _map(self, function: Any) -> Self:
         return replace(
             self,
+            decoder=self.decoder.map(function),
             bank=function(self.bank),
             kept=function(self.kept),
             statistics=tuple(WriteStatistics(*map(function, entry)) for entry in self.statistics),
-            base=tuple(tuple(map(function, entry)) for entry in self.base),
         )
 
 
