@@ -63,7 +63,7 @@ def family(name: str) -> PreTrainedConfig:
         case "gpt2":
             return GPT2Config(
                 vocab_size=VOCABULARY, n_embd=32, n_layer=4, n_head=4, n_positions=LEARNED_POSITIONS,
-                initializer_range=0.2, **special,
+                initializer_range=0.2, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, **special,
             )  # fmt: skip
         case "lfm2":
             return Lfm2Config(**_sizes(block_auto_adjust_ff_dim=False, layer_types=["conv", "full_attention"] * 2))
