@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 # Score of a position that takes no part in a softmax. Finite, so that "no token seen yet" needs no special case.
 _NEVER = -1e30
+# Scores this far below the peak weigh less than float64 can add to the peak's own weight; see `MemoryBank.gather`.
+_NEGLIGIBLE = -50.0
 _INITIAL_SLOPES = (0.0, 0.05, 0.2, 0.6)
 _RMS_EPS = 1e-6
 
@@ -39,7 +41,13 @@ class WriteStatistics(NamedTuple):
 
 
 class SegmentRead(NamedTuple):
-    """What a block needs of the segment-start bank: read keys and values [B, H, J, d], write queries [B, H, J, d]."""
+    """What a block needs of the segment-start bank, [B, H, J, d] each.
+
+    Attributes:
+        keys: read keys divided by sqrt(d): scaling J slots once is cheaper than scaling T x J scores.
+        values: read values.
+        write_queries: queries of the slots divided by sqrt(d).
+    """
 
     keys: Tensor
     values: Tensor
@@ -155,11 +163,11 @@ class MemoryBank(nn.Module):
     def open_segment(self, bank: Tensor) -> SegmentRead:
         """Project the segment-start bank [B, J, W] once for all tokens of the segment."""
         normalised = rms_normalise(bank).to(self.read_key.weight.dtype)
-        write_query = self.write_query(normalised) + self.slot_key
+        scale = 1 / math.sqrt(self.head_dim)
         return SegmentRead(
-            self._heads(self.read_key(normalised)),
+            self._heads(self.read_key(normalised) * scale),
             self._heads(self.read_value(normalised)),
-            self._heads(write_query),
+            self._heads((self.write_query(normalised) + self.slot_key) * scale),
         )
 
     def read(self, x: Tensor, segment: SegmentRead) -> tuple[Tensor, Tensor]:
@@ -176,7 +184,7 @@ class MemoryBank(nn.Module):
             arXiv:2502.06049, equations 1-3, with multiple heads.
         """
         queries = self._heads(self.read_query(x))
-        scores = queries @ segment.keys.transpose(-1, -2) / math.sqrt(self.head_dim)
+        scores = queries @ segment.keys.transpose(-1, -2)
         if self.read_top_k is not None and self.read_top_k < scores.shape[-1]:
             threshold = scores.topk(self.read_top_k, dim=-1).values[..., -1:]
             scores = scores.masked_fill(scores < threshold, float("-inf"))
@@ -213,17 +221,18 @@ class MemoryBank(nn.Module):
         dtype = past.total.dtype
         y = F.rms_norm(residual, residual.shape[-1:], self.write_norm, self.norm_eps)
         keys, values = self._heads(self.write_key(y)), self._heads(self.write_value(y)).to(dtype)
-        scores = (segment.write_queries @ keys.transpose(-1, -2)).to(dtype) / math.sqrt(self.head_dim)
+        scores = (segment.write_queries @ keys.transpose(-1, -2)).to(dtype)
         # ALiBi form: a later fact about the same thing counts more. The constant -slope * (segment end) is left out,
-        # because a softmax does not see it and the end is not known while decoding.
+        # because a softmax does not see it and the end is not known while decoding. In place from here on: no gradient
+        # needs the scores themselves, and writing J x T numbers to fresh memory costs more than computing them.
         slope = self.recency_slope.to(dtype)[None, :, None, None]
-        scores = scores + slope * positions.to(dtype)[:, None, None, :]
+        scores.add_(slope * positions.to(dtype)[:, None, None, :])
         if valid is not None:
-            scores = scores.masked_fill(~valid[:, None, None, :], _NEVER)
+            scores.masked_fill_(~valid[:, None, None, :], _NEVER)
         peak = torch.maximum(past.peak, scores.detach().amax(dim=-1))
-        weights = torch.exp(scores - peak[..., None])
-        if valid is not None:
-            weights = weights * valid[:, None, None, :]
+        scores.sub_(peak[..., None])
+        # Old tokens reach weights that are subnormal numbers, on which a CPU's multiplications are many times slower.
+        weights = scores.masked_fill_(scores.detach() < _NEGLIGIBLE, float("-inf")).exp_()
         rescale = torch.exp(past.peak - peak)
         return WriteStatistics(
             peak,
