@@ -43,7 +43,7 @@ def reach_of(window: int | None, span: int | None, sinks: int) -> Reach:
 def call_key_positions(past: np.ndarray, call: SegmentCall) -> np.ndarray:
     """Positions of all key columns of a call, [B, cached + width]; -1 for blanks."""
     blank = np.arange(call.width)[None, :] >= call.lengths[:, None]
-    return np.concatenate([past, np.where(blank, -1, call.positions())], axis=1)
+    return np.concatenate([past, np.where(blank, -1, call.positions)], axis=1)
 
 
 class FarSinks(NamedTuple):
@@ -95,7 +95,9 @@ def visibility(keys: np.ndarray, call: SegmentCall, reach: Reach, sinks: FarSink
         reach: what its tokens see.
         sinks: moved sinks, whose second copy, if they are one, comes before all other columns.
     """
-    queries = call.positions()
+    if sinks is None and _is_plain_causal(keys, call, reach):
+        return None
+    queries = call.positions
     cached = keys.shape[1] - call.width
     if call.is_dense and (keys == keys[:1]).all() and (queries == queries[:1]).all():
         keys, queries = keys[:1], queries[:1]
@@ -117,6 +119,14 @@ def visibility(keys: np.ndarray, call: SegmentCall, reach: Reach, sinks: FarSink
         seen[:, :, copies + cached :] |= blank[:, :, None] & np.eye(call.width, dtype=bool)[None]
     causal = np.tri(call.width, seen.shape[2], copies + cached, dtype=bool)
     return None if (seen == causal).all() else seen
+
+
+def _is_plain_causal(keys: np.ndarray, call: SegmentCall, reach: Reach) -> bool:
+    """Whether all keys are neighbours within reach, known without looking at every pair of query and key."""
+    columns = keys.shape[1]
+    if not call.is_dense or (reach.limit is not None and columns > reach.limit):
+        return False
+    return bool((keys[:, 0] >= 0).all() and (np.diff(keys, axis=1) == 1).all())
 
 
 def as_attention_mask(

@@ -245,10 +245,11 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         state = self.initial_state(batch_size) if cache is None or cache.state is None else cache.state
         mask = host_mask(attention_mask, batch_size, width)
         wanted = _wanted_columns(logits_to_keep, width)
-        logits, state = self._stream(inputs, mask, state, wanted, knock_out_memory)
         if use_cache is None:
             use_cache = not self.training
-        if use_cache or cache is not None:
+        carry_on = use_cache or cache is not None
+        logits, state = self._stream(inputs, mask, state, wanted, knock_out_memory, carry_on)
+        if carry_on:
             cache = MemoryCache() if cache is None else cache
             cache.memory.state, cache.memory.columns = state, cache.memory.columns + width
         loss = None
@@ -337,11 +338,18 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         return cache
 
     def _stream(
-        self, inputs: Tensor, mask: np.ndarray | None, state: MemoryState, wanted: np.ndarray | None, knock_out: bool
+        self,
+        inputs: Tensor,
+        mask: np.ndarray | None,
+        state: MemoryState,
+        wanted: np.ndarray | None,
+        knock_out: bool,
+        carry_on: bool,
     ) -> tuple[Tensor, MemoryState]:
         """Run all segments of an input; returns the logits of the wanted columns [B, kept, V] and the new state.
 
         Only what is wanted is kept of a segment, so without gradients the memory needed does not grow with the input.
+        Where nobody carries on from the state (`carry_on` is False), the last segment writes nothing.
         """
         batch_size, width = inputs.shape[:2]
         length = self.config.segment_length
@@ -360,25 +368,26 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             if self.config.bptt_segments and number and (total - number) % self.config.bptt_segments == 0:
                 state = state.detach()
             slots = collector.slots(call)
-            logits, state = run(gather_columns(inputs, call), call, state, slots, knock_out)
+            writes = carry_on or number + 1 < total
+            logits, state = run(gather_columns(inputs, call), call, state, slots, knock_out, writes)
             collector.add(logits, call, slots)
         return collector.result(), state
 
     def _segment(
-        self, inputs: Tensor, call: SegmentCall, state: MemoryState, slots: np.ndarray, knock_out: bool
+        self, inputs: Tensor, call: SegmentCall, state: MemoryState, slots: np.ndarray, knock_out: bool, writes: bool
     ) -> tuple[Tensor, MemoryState]:
         """Run one call of the decoder, within one segment of every row: a pure function of tokens and state."""
         banks = [] if knock_out else self.banks
         segments = [bank.open_segment(self._segment_bank(state, order)) for order, bank in enumerate(banks)]
         statistics = list(state.statistics)
         keep_pieces = self.gradient_checkpointing and self.training
-        with self._memory_attached(call, segments, statistics):
+        with self._memory_attached(call, segments, statistics if writes else None):
             logits, decoder = self.segmented.run(inputs, call, state.decoder, slots, keep_pieces)
         state = replace(state, decoder=decoder, statistics=tuple(statistics))
-        return logits, self._close_segments(state, call) if banks and call.completes.any() else state
+        return logits, self._close_segments(state, call) if banks and writes and call.completes.any() else state
 
     def _memory_attached(
-        self, call: SegmentCall, segments: list[SegmentRead], statistics: list[WriteStatistics]
+        self, call: SegmentCall, segments: list[SegmentRead], statistics: list[WriteStatistics] | None
     ) -> Any:
         """Attach the memory term for one call; without segments (knocked out, or no memory) nothing is attached."""
         if not segments:
@@ -391,23 +400,24 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         return [int(index) for index in self.memory]
 
     def _segment_bank(self, state: MemoryState, order: int) -> Tensor:
-        return state.bank[:, 0 if self.config.flow == "depth" else order]
+        bank = state.bank[:, 0 if self.config.flow == "depth" else order]
+        # Before the first update all rows are one and the same expanded bank: project it once.
+        return bank[:1] if bank.stride(0) == 0 else bank
 
-    def _term(self, call: SegmentCall, segments: list[SegmentRead], statistics: list[WriteStatistics]) -> Any:
+    def _term(self, call: SegmentCall, segments: list[SegmentRead], statistics: list[WriteStatistics] | None) -> Any:
         """Build the memory term of every block; as a side effect it replaces the entries of `statistics`."""
-        positions = call.positions() % self.config.segment_length
-        valid = None if call.is_dense else np.arange(call.width)[None, :] < call.lengths[:, None]
+        banks, device = self.banks, self.initial_memory.device
+        positions = call_tensor(call.positions % self.config.segment_length, call, device)
+        valid = None
+        if not call.is_dense:
+            valid = torch.from_numpy(np.arange(call.width)[None, :] < call.lengths[:, None]).to(device)
 
         def term(order: int, h: Tensor, x: Tensor, attended: Tensor) -> Tensor:
-            bank = self.banks[order]
+            bank = banks[order]
             added, _ = bank.read(x, segments[order])
-            statistics[order] = bank.gather(
-                h + attended + added,
-                call_tensor(positions, call, h.device),
-                None if valid is None else torch.from_numpy(valid).to(h.device),
-                segments[order],
-                statistics[order],
-            )
+            if statistics is not None:
+                residual = h + attended + added
+                statistics[order] = bank.gather(residual, positions, valid, segments[order], statistics[order])
             return added
 
         return term
@@ -422,14 +432,13 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             index = 0 if depth else order
             updated, gates = bank.update(banks[index], state.statistics[order])
             banks[index] = _where(complete, updated, banks[index])
-            kept[index] = _where(complete, kept[index] * gates.forget_gate.detach(), kept[index])
+            with torch.no_grad():
+                kept[index] = _where(complete, kept[index] * gates.forget_gate, kept[index])
         statistics = []
         for bank, old in zip(self.banks, state.statistics, strict=True):
             empty = bank.empty_statistics(state.batch_size, bank.output.weight)
             statistics.append(WriteStatistics(*(_where(complete, e, o) for e, o in zip(empty, old, strict=True))))
-        return replace(
-            state, bank=torch.stack(banks, dim=1), kept=torch.stack(kept, dim=1), statistics=tuple(statistics)
-        )
+        return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics))
 
 
 def _new_base(config: LM2Config) -> PreTrainedModel:
@@ -443,6 +452,10 @@ def _new_base(config: LM2Config) -> PreTrainedModel:
 def _slot_dim(config: LM2Config) -> int:
     """Return the slot width, which the configuration has resolved to a number."""
     return cast(int, config.slot_dim)
+
+
+def _stacked(layers: list[Tensor]) -> Tensor:
+    return layers[0][:, None] if len(layers) == 1 else torch.stack(layers, dim=1)
 
 
 def _where(condition: Tensor | None, new: Tensor, old: Tensor) -> Tensor:

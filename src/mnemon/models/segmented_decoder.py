@@ -258,7 +258,7 @@ class SegmentedDecoder:
         logits: Tensor = self.base(
             **{"input_ids" if inputs.ndim == 2 else "inputs_embeds": inputs},
             attention_mask=self._attention_mask(sights, call, inputs.device),
-            position_ids=call_tensor(call.positions(), call, inputs.device),
+            position_ids=call_tensor(call.positions, call, inputs.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=_logits_to_keep(slots, call.width, inputs.device),

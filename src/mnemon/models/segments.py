@@ -8,6 +8,7 @@ segments. Everything here runs on the host.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,22 +33,23 @@ class SegmentCall:
     starts: np.ndarray
     completes: np.ndarray
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Columns of the call."""
         return int(self.columns.shape[1])
 
-    @property
+    @cached_property
     def is_dense(self) -> bool:
         """Whether no column is blank."""
         return bool((self.lengths == self.width).all())
 
-    @property
+    @cached_property
     def is_uniform(self) -> bool:
         """Whether the call is dense and all rows take the same columns from the same position."""
         same_columns = bool((self.columns == self.columns[:1]).all())
         return self.is_dense and same_columns and bool((self.starts == self.starts[0]).all())
 
+    @cached_property
     def positions(self) -> np.ndarray:
         """Position of every token in its row (real tokens before it), [B, width]; blanks repeat the last one."""
         offsets = np.minimum(np.arange(self.width)[None, :], np.maximum(self.lengths - 1, 0)[:, None])
