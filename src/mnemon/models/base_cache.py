@@ -4,8 +4,8 @@ Hugging Face's own layers write some states in place and count blank columns as 
 a `MemoryState`, return new ones, and know how many of the call's tokens are real in every row.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,21 @@ from mnemon.models.segments import SegmentCall
 
 # Which cached key columns are carried on: runs of neighbouring columns, or indices where ragged rows leave holes.
 Columns = list[slice] | Tensor
-# Gives the past keys and values a call sees from the cached ones (the keys of attention sinks are moved on).
-PastView = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class PastView(Protocol):
+    """How a call sees the first cached columns (the keys of attention sinks are moved on).
+
+    Attributes:
+        width: number of first columns concerned.
+        second_copy: whether the moved columns come before the cached ones, or in place of the first.
+    """
+
+    width: int
+    second_copy: bool
+
+    def moved(self, head: Tensor) -> Tensor:
+        """Return the keys [B, H, width, d] at their new positions."""
 
 
 class KeyValueLayer(DynamicLayer):
@@ -24,7 +37,7 @@ class KeyValueLayer(DynamicLayer):
 
     Args:
         entry: cached (keys, values), in one or several pieces (keys, values, keys, values, ...), oldest first.
-        view: how the call sees the cached keys and values; None = as they are.
+        view: how the call sees the first of them; None = as they are.
     """
 
     def __init__(self, entry: tuple[Tensor, ...], view: PastView | None = None) -> None:
@@ -32,29 +45,47 @@ class KeyValueLayer(DynamicLayer):
         self.entry = entry
         self.view = view
         self.new: tuple[Tensor, ...] = ()
-        self.cached: tuple[Tensor, ...] = (_joined(entry[0::2]), _joined(entry[1::2])) if entry else ()
+        self.seen: tuple[Tensor, ...] = ()
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
         """Return the cached key columns."""
-        return self.cached[0].shape[-2] if self.cached else 0
+        return sum(keys.shape[-2] for keys in self.entry[0::2])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return what the call attends to: the cached keys and values followed by its own."""
+        """Return what the call attends to: the cached keys and values followed by its own, copied only once."""
         self.new = (key_states, value_states)
-        if not self.cached:
-            self.cached = self.new
-            return key_states, value_states
-        past_keys, past_values = self.cached
-        self.cached = (_appended(past_keys, key_states), _appended(past_values, value_states))
-        if self.view is None:
-            return self.cached[0], self.cached[1]
-        seen_keys, seen_values = self.view(past_keys, past_values)
-        return _appended(seen_keys, key_states), _appended(seen_values, value_states)
+        keys, values = [*self.entry[0::2]], [*self.entry[1::2]]
+        if self.view is not None:
+            moved = self.view.moved(_first_columns(keys, self.view.width))
+            if self.view.second_copy:
+                keys, values = [moved, *keys], [_first_columns(values, self.view.width), *values]
+            else:
+                keys = [moved, *_without_first_columns(keys, self.view.width)]
+        self.seen = (_joined([*keys, key_states]), _joined([*values, value_states]))
+        return self.seen[0], self.seen[1]
 
     def selected(self, columns: Columns) -> tuple[Tensor, ...]:
-        """Return (keys, values) of the columns to carry on, as they were computed."""
-        return tuple(_select(tensor, columns) for tensor in self.cached)
+        """Return the columns to carry on, as they were computed, in one piece for each run of columns."""
+        if not self.seen:
+            return self.entry
+        if isinstance(columns, Tensor):
+            whole = (_joined([*self.entry[part::2], self.new[part]]) for part in (0, 1))
+            return tuple(tensor.index_select(-2, columns) for tensor in whole)
+        # The last run is a view of what the call attended to: nothing is copied a second time.
+        altered = 0 if self.view is None or self.view.second_copy else self.view.width
+        extra = self.view.width if self.view is not None and self.view.second_copy else 0
+        runs = [part for run in columns for part in _split_at(run, altered)]
+        pieces: list[Tensor] = []
+        for run in runs:
+            for part in (0, 1):
+                if run.stop <= altered:
+                    piece = _first_columns([*self.entry[part::2]], altered)[..., run, :]
+                else:
+                    piece = self.seen[part][..., run.start + extra : run.stop + extra, :]
+                # A small piece must not hold on to all the columns it was cut from.
+                pieces.append(piece if run is runs[-1] else piece.clone())
+        return tuple(pieces) if pieces else tuple(tensor[..., :0, :] for tensor in self.seen)
 
     def pieces(self, kept: Sequence[int]) -> tuple[Tensor, ...]:
         """Return the cached pieces `kept`, and this call's keys and values as a new one.
@@ -135,16 +166,26 @@ class BaseCache(Cache):
         return False
 
 
-def _joined(pieces: tuple[Tensor, ...]) -> Tensor:
+def _joined(pieces: list[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
 
 
-def _appended(past: Tensor, new: Tensor) -> Tensor:
-    return torch.cat([past, new], dim=-2)
+def _first_columns(pieces: list[Tensor], width: int) -> Tensor:
+    """Return the first `width` columns of pieces laid end to end."""
+    if pieces[0].shape[-2] >= width:
+        return pieces[0][..., :width, :]
+    return _joined(pieces)[..., :width, :]
 
 
-def _select(tensor: Tensor, columns: Columns) -> Tensor:
-    if isinstance(columns, Tensor):
-        return tensor.index_select(-2, columns)
-    runs = tuple(tensor[..., run, :] for run in columns)
-    return _joined(runs) if runs else tensor[..., :0, :]
+def _without_first_columns(pieces: list[Tensor], width: int) -> list[Tensor]:
+    left = []
+    for piece in pieces:
+        skipped = min(width, piece.shape[-2])
+        width -= skipped
+        if skipped < piece.shape[-2]:
+            left.append(piece[..., skipped:, :])
+    return left
+
+
+def _split_at(run: slice, edge: int) -> list[slice]:
+    return [slice(run.start, edge), slice(edge, run.stop)] if run.start < edge < run.stop else [run]

@@ -378,16 +378,20 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor, MemoryState]:
         """Run one call of the decoder, within one segment of every row: a pure function of tokens and state."""
         banks = [] if knock_out else self.banks
-        segments = [bank.open_segment(self._segment_bank(state, order)) for order, bank in enumerate(banks)]
+        segments = state.projections if banks else ()
+        if banks and not segments:
+            segments = tuple(bank.open_segment(self._segment_bank(state, order)) for order, bank in enumerate(banks))
         statistics = list(state.statistics)
         keep_pieces = self.gradient_checkpointing and self.training
         with self._memory_attached(call, segments, statistics if writes else None):
             logits, decoder = self.segmented.run(inputs, call, state.decoder, slots, keep_pieces)
-        state = replace(state, decoder=decoder, statistics=tuple(statistics))
+        # With gradients nobody stops inside a segment, and the projections would only hold on to their graph.
+        projections = () if torch.is_grad_enabled() else segments
+        state = replace(state, decoder=decoder, statistics=tuple(statistics), projections=projections)
         return logits, self._close_segments(state, call) if banks and writes and call.completes.any() else state
 
     def _memory_attached(
-        self, call: SegmentCall, segments: list[SegmentRead], statistics: list[WriteStatistics] | None
+        self, call: SegmentCall, segments: tuple[SegmentRead, ...], statistics: list[WriteStatistics] | None
     ) -> Any:
         """Attach the memory term for one call; without segments (knocked out, or no memory) nothing is attached."""
         if not segments:
@@ -402,9 +406,12 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
     def _segment_bank(self, state: MemoryState, order: int) -> Tensor:
         bank = state.bank[:, 0 if self.config.flow == "depth" else order]
         # Before the first update all rows are one and the same expanded bank: project it once.
-        return bank[:1] if bank.stride(0) == 0 else bank
+        is_initial = torch.is_grad_enabled() and bank.stride(0) == 0
+        return bank[:1] if is_initial else bank
 
-    def _term(self, call: SegmentCall, segments: list[SegmentRead], statistics: list[WriteStatistics] | None) -> Any:
+    def _term(
+        self, call: SegmentCall, segments: tuple[SegmentRead, ...], statistics: list[WriteStatistics] | None
+    ) -> Any:
         """Build the memory term of every block; as a side effect it replaces the entries of `statistics`."""
         banks, device = self.banks, self.initial_memory.device
         positions = call_tensor(call.positions % self.config.segment_length, call, device)
@@ -438,7 +445,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         for bank, old in zip(self.banks, state.statistics, strict=True):
             empty = bank.empty_statistics(state.batch_size, bank.output.weight)
             statistics.append(WriteStatistics(*(_where(complete, e, o) for e, o in zip(empty, old, strict=True))))
-        return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics))
+        return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics), projections=())
 
 
 def _new_base(config: LM2Config) -> PreTrainedModel:

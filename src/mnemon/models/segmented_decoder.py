@@ -281,12 +281,11 @@ class SegmentedDecoder:
 
     def _views(self, sights: list[_Sight]) -> list[PastView | None]:
         """Return how the call sees each block's cached keys and values."""
-        return [
-            None
-            if index is None or sights[index].sinks is None
-            else _SinkView(self._rotations[block], sights[index].sinks)
-            for block, index in enumerate(self.reach_index)
-        ]
+        views: list[PastView | None] = []
+        for block, index in enumerate(self.reach_index):
+            sinks = None if index is None else sights[index].sinks
+            views.append(None if sinks is None else _SinkView(self._rotations[block], sinks))
+        return views
 
     def _attention_mask(self, sights: list[_Sight], call: SegmentCall, device: torch.device) -> Any:
         """Mask for the decoder: None (its own causal mask), a 4-D tensor, or one per layer type."""
@@ -348,24 +347,22 @@ def call_tensor(values: np.ndarray, call: SegmentCall, device: torch.device) -> 
 
 
 class _SinkView:
-    """A block's cached keys and values as a call sees them: the sinks moved on, in place or as a second copy."""
+    """How a block sees its cached sinks: moved on by its rotation, in place or as a second copy (a `PastView`)."""
 
-    def __init__(self, rotation: KeyRotation | None, sinks: FarSinks | None) -> None:
-        assert sinks is not None
+    def __init__(self, rotation: KeyRotation | None, sinks: FarSinks) -> None:
         self.rotation = rotation
         self.sinks = sinks
+        self.width = sinks.is_sink.shape[1]
+        self.second_copy = sinks.second_copy
 
-    def __call__(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        sinks = self.sinks
-        width = sinks.is_sink.shape[1]
-        head = keys[..., :width, :]
-        moved = head if self.rotation is None else self.rotation(head, sinks.shift)
-        if sinks.second_copy:
-            return torch.cat([moved, keys], dim=-2), torch.cat([values[..., :width, :], values], dim=-2)
-        if not sinks.is_sink.all():
-            chosen = torch.from_numpy(sinks.is_sink).to(keys.device)[:, None, :, None]
-            moved = torch.where(chosen, moved, head)
-        return torch.cat([moved, keys[..., width:, :]], dim=-2), values
+    def moved(self, head: Tensor) -> Tensor:
+        if self.rotation is None:
+            return head
+        moved = self.rotation(head, self.sinks.shift)
+        if self.second_copy or self.sinks.is_sink.all():
+            return moved
+        chosen = torch.from_numpy(self.sinks.is_sink).to(head.device)[:, None, :, None]
+        return torch.where(chosen, moved, head)
 
 
 def _logits_to_keep(slots: np.ndarray, width: int, device: torch.device) -> int | Tensor:

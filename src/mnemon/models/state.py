@@ -4,7 +4,7 @@
 tensors between states (`branch`) is safe. `MemoryCacheLayer` lets the state ride through Hugging Face's `generate()`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mnemon.errors import StateError
-from mnemon.layers.memory_bank import WriteStatistics
+from mnemon.layers.memory_bank import SegmentRead, WriteStatistics
 from mnemon.models.segmented_decoder import DecoderState
 
 
@@ -25,12 +25,15 @@ class MemoryState:
         bank: memory slots, [B, 1, J, W] in flow `depth`, [B, blocks with memory, J, W] in flow `layer`.
         kept: running product of the forget gates, same shape as `bank`: how much of the initial bank is left.
         statistics: write statistics of the unfinished segment, one entry per block with memory.
+        projections: the running segment's projections of the bank, one entry per block with memory; empty where they
+            have to be computed (again). They follow from the bank, and spare decoding 6JW² operations per token.
     """
 
     decoder: DecoderState
     bank: Tensor
     kept: Tensor
     statistics: tuple[WriteStatistics, ...]
+    projections: tuple[SegmentRead, ...] = field(default=(), repr=False)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -63,14 +66,14 @@ class MemoryState:
         return replace(chosen, decoder=self.decoder.select(rows, rows.tolist()))
 
     def num_bytes(self) -> int:
-        """Return the bytes all tensors of the state take."""
+        """Return the bytes all tensors of the state take, without what follows from others."""
         sizes: list[int] = []
 
         def note(tensor: Tensor) -> Tensor:
             sizes.append(tensor.numel() * tensor.element_size())
             return tensor
 
-        self._map(note)
+        replace(self, projections=())._map(note)
         return sum(sizes)
 
     def _map(self, function: Any) -> Self:
@@ -80,6 +83,7 @@ class MemoryState:
             bank=function(self.bank),
             kept=function(self.kept),
             statistics=tuple(WriteStatistics(*map(function, entry)) for entry in self.statistics),
+            projections=tuple(SegmentRead(*map(function, entry)) for entry in self.projections),
         )
 
 
