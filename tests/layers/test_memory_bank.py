@@ -81,6 +81,28 @@ def test_masked_tokens_take_no_part_in_the_write():
     assert torch.allclose(with_blanks, without, atol=1e-14)
 
 
+def test_a_call_without_a_real_token_leaves_the_write_statistics_exactly_as_they_were():
+    layer, bank = bank_layer(), random(B, J, W)
+    segment, nothing = layer.open_segment(bank), torch.zeros(B, 3, dtype=torch.bool)
+    fresh = layer.empty_statistics(B, bank)
+    begun = layer.gather(random(B, 4, D, seed=2), torch.arange(4)[None], None, segment, fresh)
+    for before in (fresh, begun):
+        after = layer.gather(random(B, 3, D, seed=3), torch.arange(4, 7)[None], nothing, segment, before)
+        assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_tokens_long_past_get_no_subnormal_weights_and_still_the_answer_of_the_equations():
+    layer, bank = bank_layer(), random(B, J, W)
+    with torch.no_grad():
+        layer.recency_slope.fill_(0.6)
+    residual = torch.cat([random(B, 30, D, seed=2), torch.zeros(B, 150, D)], dim=1)  # only faint tokens have a value
+    everything = torch.ones(B, 180, dtype=torch.bool)
+    found, _ = layer.update(bank, gathered(layer, bank, residual, []))
+    assert torch.allclose(found, direct_update(layer, bank, residual, everything), atol=1e-12)
+    single = gathered(layer.float(), bank.float(), residual.float(), []).value.abs()
+    assert not ((single > 0) & (single < torch.finfo(torch.float32).tiny)).any()
+
+
 def test_the_online_write_has_the_gradients_of_the_equations():
     layer, bank = bank_layer(), random(B, J, W)
     mask = torch.ones(B, 13, dtype=torch.bool)

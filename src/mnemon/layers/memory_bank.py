@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 # Score of a position that takes no part in a softmax. Finite, so that "no token seen yet" needs no special case.
 _NEVER = -1e30
-# Scores this far below the peak weigh less than float64 can add to the peak's own weight; see `MemoryBank.gather`.
-_NEGLIGIBLE = -50.0
+# Lowest score below the peak. A weight of exp(-50) vanishes beside the peak's own even in float64; much fainter ones
+# are subnormal numbers, on which a CPU computes many times slower (they doubled the time of the write).
+_FAINTEST = -50.0
 _INITIAL_SLOPES = (0.0, 0.05, 0.2, 0.6)
 _RMS_EPS = 1e-6
 
@@ -231,8 +232,11 @@ class MemoryBank(nn.Module):
             scores.masked_fill_(~valid[:, None, None, :], _NEVER)
         peak = torch.maximum(past.peak, scores.detach().amax(dim=-1))
         scores.sub_(peak[..., None])
-        # Old tokens reach weights that are subnormal numbers, on which a CPU's multiplications are many times slower.
-        weights = scores.masked_fill_(scores.detach() < _NEGLIGIBLE, float("-inf")).exp_()
+        with torch.no_grad():  # weight and gradient are negligible either way
+            scores.clamp_min_(_FAINTEST)
+        weights = scores.exp_()
+        if valid is not None:
+            weights = weights * valid[:, None, None, :]
         rescale = torch.exp(past.peak - peak)
         return WriteStatistics(
             peak,
