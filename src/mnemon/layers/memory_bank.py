@@ -106,6 +106,8 @@ class MemoryBank(nn.Module):
         norm_eps: epsilon of the memory's own RMS norm.
     """
 
+    slot_key: Tensor
+
     def __init__(
         self,
         hidden_size: int,
@@ -128,7 +130,8 @@ class MemoryBank(nn.Module):
         self.output_gate = BankProjection(slot_dim, slot_dim)
         self.output = BankProjection(slot_dim, hidden_size, bias=False)
         self.write_norm = nn.Parameter(torch.ones(hidden_size))
-        self.slot_key = nn.Parameter(torch.empty(num_slots, slot_dim))
+        # Fixed, not learned: it only has to tell the slots apart, and J x W more parameters per block tell no more.
+        self.register_buffer("slot_key", torch.empty(num_slots, slot_dim))
         self.write_query = BankProjection(slot_dim, slot_dim, bias=False)
         self.write_key = BankProjection(hidden_size, slot_dim, bias=False)
         self.write_value = BankProjection(hidden_size, slot_dim, bias=False)
@@ -138,7 +141,7 @@ class MemoryBank(nn.Module):
         self.forget_gate_bank = BankProjection(slot_dim, slot_dim, bias=False)
 
     def initial_values(self) -> list[tuple[Tensor, Tensor]]:
-        """Return every parameter with its initial value; the model's `_init_weights` copies them in.
+        """Return parameters and slot keys with their initial values; the model's `_init_weights` copies them in.
 
         Projections are normal with standard deviation 1/sqrt(fan in). The gate projections start at zero, so that at
         initialisation the forget gate is exactly `sigmoid(forget_bias)` and `retention` means what it says.
