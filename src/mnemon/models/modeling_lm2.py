@@ -6,6 +6,7 @@ from segment to segment is a `MemoryState`. The mathematics is in `mnemon.layers
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -24,7 +25,9 @@ from mnemon.layers.memory_bank import (
     initial_bank,
     state_dtype,
 )
+from mnemon.models.adapter import load_adapter, save_adapter
 from mnemon.models.base_cache import BaseCache
+from mnemon.models.base_model import BaseReference, as_base, describe, freeze
 from mnemon.models.configuration_lm2 import LM2Config
 from mnemon.models.graft import Block, attached, find_blocks, memory_blocks
 from mnemon.models.masks import as_attention_mask, call_key_positions, visibility
@@ -71,6 +74,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
     """
 
     initial_memory: Tensor
+    base_reference: BaseReference | None = None  # known once the base is frozen
 
     def __init__(self, config: LM2Config, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -96,17 +100,22 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_base(cls, model_or_name: PreTrainedModel | str, **options: Any) -> Self:
+    def from_base(cls, model_or_name: PreTrainedModel | str, freeze_base: bool = False, **options: Any) -> Self:
         """Graft a fresh memory on a pretrained decoder without changing a logit within the first segment.
 
         The memory's output projection starts at zero, so the model with a fresh memory equals the model without.
 
         Args:
-            model_or_name: a loaded causal language model (used as it is, not copied), or what
-                `AutoModelForCausalLM.from_pretrained` takes.
+            model_or_name: a loaded causal language model (used as it is, not copied), with or without PEFT layers, or
+                a folder, shipped checkpoint or hub name.
+            freeze_base: train the memory alone: the base's own weights no longer require gradients, and are
+                fingerprinted (one pass over them), so that `save_adapter` can say what the memory belongs to.
             **options: fields of `LM2Config`.
+        Raises:
+            ConfigError: if the decoder cannot be grafted on, or an option is wrong.
+            CheckpointError: if there is no such model, or its files are damaged.
         """
-        base = AutoModelForCausalLM.from_pretrained(model_or_name) if isinstance(model_or_name, str) else model_or_name
+        base = as_base(model_or_name)
         config = LM2Config(base_config=base.config, dtype=base.dtype, **options)
         training = base.training
         model = cls(config, base)  # a decoder that has its weights keeps them
@@ -115,12 +124,34 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
                 bank.output.weight.zero_()
         model.memory.to(device=base.device, dtype=base.dtype)
         model.initial_memory = model.initial_memory.to(base.device)
+        if freeze_base:
+            freeze(base)
+            model.base_reference = describe(base)
         return model.train(training)
+
+    @classmethod
+    def from_adapter(cls, folder: str | Path, base: PreTrainedModel | str | None = None) -> Self:
+        """Put a memory saved by `save_adapter` on its base (see `mnemon.models.adapter.load_adapter`)."""
+        return load_adapter(cls, folder, base)
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the memory alone, without the base (see `mnemon.models.adapter.save_adapter`)."""
+        return save_adapter(self, folder)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; a base without trainable parameters stays in evaluation mode, so without dropout."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.base.parameters()):
+            self.base.eval()
+        return self
 
     @property
     def banks(self) -> list[MemoryBank]:
         """The memory banks in block order."""
-        return [bank for bank in self.memory.values() if isinstance(bank, MemoryBank)]
+        banks = [bank for bank in self.memory.values() if isinstance(bank, MemoryBank)]
+        if len(banks) < len(self.memory):  # going on would mean running without memory
+            raise ConfigError("PEFT has wrapped the memory; leave it out of modules_to_save and train it as it is")
+        return banks
 
     @property
     def blocks(self) -> list[Block]:
