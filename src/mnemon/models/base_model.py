@@ -121,8 +121,8 @@ def fingerprint(base: nn.Module) -> str:
     It is the same on every device, and with or without PEFT layers on the model; a tied weight counts once, and
     buffers that are not saved count not at all. The same weights in another dtype are another model.
 
-    It costs one pass over the weights at the speed of sha256 (1 to 2 GB/s on one core of a current CPU), and a copy of
-    at most 64 MiB at a time, unless a tensor is not contiguous.
+    It costs one pass over the weights at the speed of sha256 (about 1.2 GB/s on one core), and copies 64 MiB at a time
+    where the weights are not on the CPU, or a whole tensor where it is not contiguous.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(own_tensors(base).items()):
