@@ -148,6 +148,17 @@ def test_the_base_is_found_beside_the_adapter_wherever_both_are_moved(copied: Pa
     assert tokenizer.padding_side == "left"
 
 
+def test_a_base_given_by_a_relative_path_is_found_from_another_working_directory(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied)
+    model = LM2ForCausalLM.from_base(Path("base"), freeze_base=True, **OPTIONS)
+    monkeypatch.chdir(tmp_path)
+    model.save_adapter("here")
+    monkeypatch.chdir(tmp_path / "here")
+    assert torch.equal(logits(LM2ForCausalLM.from_adapter(".")), logits(model))
+
+
 def test_a_shipped_base_is_named_not_located(tmp_path: Path) -> None:
     model = LM2ForCausalLM.from_base("babilong-tiny-plain", freeze_base=True, **OPTIONS)
     model.save_adapter(tmp_path)
@@ -181,7 +192,7 @@ def test_a_base_whose_files_were_replaced_is_refused(copied: Path) -> None:
 
 def test_a_base_that_changed_is_not_saved_as_an_adapter(tmp_path: Path) -> None:
     free = train(LM2ForCausalLM.from_base(decoder(), **OPTIONS))
-    refused(ConfigError, r"was not frozen.*freeze_base=True", lambda: free.save_adapter(tmp_path))
+    refused(ConfigError, r"is not known.*freeze_base=True", lambda: free.save_adapter(tmp_path))
     touched = trained(decoder())
     with torch.no_grad():
         touched.base.get_input_embeddings().weight[3, 3] += 1e-3
@@ -248,6 +259,17 @@ def test_what_is_no_plain_decoder_is_refused_as_a_base(saved: Path, tmp_path: Pa
     said = "without config.json or adapter_config.json"
     refused(CheckpointError, said, lambda: LM2ForCausalLM.from_base(str(tmp_path)))
     refused(CheckpointError, "holds no adapter_config.json", lambda: LM2ForCausalLM.from_adapter(tmp_path))
+
+
+def test_a_base_with_missing_or_damaged_weights_is_refused(copied: Path) -> None:
+    path = copied / "base" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.self_attn.q_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    said = r"lacks weights of the decoder: model\.layers\.1\.self_attn\.q_proj\.weight$"
+    refused(CheckpointError, said, lambda: LM2ForCausalLM.from_base(copied / "base", **OPTIONS))
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(CheckpointError, "cannot load the base", lambda: LM2ForCausalLM.from_base(copied / "base", **OPTIONS))
 
 
 class Tensors(nn.Module):

@@ -11,6 +11,7 @@ refuses any other base. Which decoder is meant and how it is fingerprinted is `m
 import hashlib
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -102,7 +103,9 @@ def save_adapter(model: "LM2ForCausalLM", folder: str | Path) -> Path:
     return target
 
 
-def load_adapter(model_class: "type[Model]", folder: str | Path, base: PreTrainedModel | str | None = None) -> "Model":
+def load_adapter(
+    model_class: "type[Model]", folder: str | Path, base: PreTrainedModel | str | Path | None = None
+) -> "Model":
     """Put a saved memory on its base.
 
     Args:
@@ -122,7 +125,7 @@ def load_adapter(model_class: "type[Model]", folder: str | Path, base: PreTraine
     path = Path(folder)
     config = read_config(path)
     tensors = _read_weights(path, config)
-    decoder = as_base(_load_base(path, config.base, base) if base is None or isinstance(base, str) else base)
+    decoder = as_base(_load_base(path, config.base, base) if base is None or isinstance(base, str | Path) else base)
     found = describe(decoder)
     if found.fingerprint != config.base.fingerprint:
         raise CheckpointError(f"{path}: {_other_base(config.base, found)}")
@@ -185,7 +188,7 @@ def _read_weights(folder: Path, config: AdapterConfig) -> dict[str, Tensor]:
     return safetensors.torch.load(data)
 
 
-def _load_base(folder: Path, wanted: BaseReference, name: str | None) -> PreTrainedModel:
+def _load_base(folder: Path, wanted: BaseReference, name: str | Path | None) -> PreTrainedModel:
     """Load the base that an adapter names, or the one the user names instead, in the adapter's dtype."""
     dtype = getattr(torch, wanted.dtype, None)
     if not isinstance(dtype, torch.dtype):
@@ -226,8 +229,8 @@ def _refuse_unsavable(model: "LM2ForCausalLM") -> None:
         raise ConfigError("PEFT layers sit on the memory itself; merge them, or leave the memory out of target_modules")
     if model.base_reference is None:
         raise ConfigError(
-            "the base was not frozen, so its weights may have changed; graft with from_base(..., freeze_base=True), or "
-            "save the whole model with save_pretrained"
+            "which base the memory belongs to is not known: it was not grafted with from_base(..., freeze_base=True); "
+            "do that, or save the whole model with save_pretrained"
         )
     now = fingerprint(model.base)
     if now != model.base_reference.fingerprint:
@@ -251,17 +254,16 @@ def _refuse_occupied(folder: Path) -> None:
 
 
 def _memory_options() -> list[str]:
+    """Return the fields that `LM2Config` adds to the library's own, apart from the base's configuration."""
     own = LM2Config.__annotations__
-    return [
-        name for name in own if name in LM2Config.__dataclass_fields__ and name not in ("base_config", "sub_configs")
-    ]
+    return [field.name for field in fields(LM2Config) if field.name in own and field.name != "base_config"]
 
 
 def _portable(name: str | None, folder: Path) -> str | None:
     """Return where the base is, so that it holds elsewhere too: a local folder relative to the adapter's."""
-    if name is None or not Path(name).expanduser().is_dir():
+    if name is None or not Path(name).is_dir():
         return name
-    place = Path(name).expanduser().resolve()
+    place = Path(name).resolve()
     for shipped, known in shipped_checkpoints().items():
         if known.resolve() == place:
             return shipped

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mnemon.errors import CheckpointError, ConfigError, MnemonError
 from mnemon.models.names import is_adapter, resolve
-from mnemon.models.weight_files import check_model_folder
 
 _CHUNK_BYTES = 64 * 2**20
+_MAX_NAMED = 4
 _WRAPPED = ("base_layer", "original_module")  # what PEFT calls the module that one of its layers stands in for
 
 
@@ -29,7 +29,7 @@ class BaseReference:
     """Which decoder a memory belongs to.
 
     Attributes:
-        name_or_path: where it was loaded from, a folder or a hub name; None if it was built in memory.
+        name_or_path: where it was loaded from, a folder (absolute) or a hub name; None if it was built in memory.
         commit_hash: commit of the hub repository, if it came from there.
         model_type: Hugging Face's name of its architecture.
         dtype: dtype its weights are in, such as `float32`.
@@ -53,7 +53,7 @@ def as_base(model_or_name: Any) -> PreTrainedModel:
         ConfigError: for a model that is an LM2 already, or one that PEFT gave a prompt instead of layers.
         CheckpointError: if there is no such model, or its files are damaged.
     """
-    base: Any = load_base(model_or_name) if isinstance(model_or_name, str) else model_or_name
+    base: Any = load_base(model_or_name) if isinstance(model_or_name, str | Path) else model_or_name
     if hasattr(base, "get_base_model"):  # a PeftModel: its layers sit inside the decoder and stay there
         for settings in base.peft_config.values():
             if settings.is_prompt_learning:
@@ -68,7 +68,7 @@ def as_base(model_or_name: Any) -> PreTrainedModel:
     return decoder
 
 
-def load_base(name: str, *, dtype: torch.dtype | None = None, revision: str | None = None) -> PreTrainedModel:
+def load_base(name: str | Path, *, dtype: torch.dtype | None = None, revision: str | None = None) -> PreTrainedModel:
     """Load a plain decoder in evaluation mode.
 
     Args:
@@ -77,23 +77,25 @@ def load_base(name: str, *, dtype: torch.dtype | None = None, revision: str | No
         revision: commit of a hub repository.
 
     Raises:
-        CheckpointError: if there is no such model, its files are damaged, or tensors do not fit (named).
+        CheckpointError: if there is no such model, its files are damaged, or weights are missing from them (named).
     """
-    source = resolve(name)
+    source = resolve(str(name))
     if is_adapter(source):
         raise CheckpointError(f"{name} is an adapter; expected the plain decoder under a memory")
-    if Path(source).is_dir():
-        check_model_folder(Path(source))
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if revision is not None:
         options["revision"] = revision
     try:
-        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except MnemonError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(f"cannot load the base {name}: {first}") from error
+    base: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:  # the library goes on with random values
+        raise CheckpointError(f"{name} lacks weights of the decoder: {', '.join(missing[:_MAX_NAMED])}")
     return base
 
 
@@ -106,8 +108,11 @@ def freeze(base: PreTrainedModel) -> None:
 
 def describe(base: PreTrainedModel) -> BaseReference:
     """Return which decoder this is; reads all its weights once (see `fingerprint`)."""
+    name = base.config._name_or_path or None
+    if name is not None and Path(name).is_dir():  # the working directory may be another when the name is used
+        name = str(Path(name).resolve())
     return BaseReference(
-        name_or_path=base.config._name_or_path or None,
+        name_or_path=name,
         commit_hash=getattr(base.config, "_commit_hash", None),
         model_type=base.config.model_type,
         dtype=str(base.dtype).removeprefix("torch."),

@@ -100,7 +100,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_base(cls, model_or_name: PreTrainedModel | str, freeze_base: bool = False, **options: Any) -> Self:
+    def from_base(cls, model_or_name: PreTrainedModel | str | Path, freeze_base: bool = False, **options: Any) -> Self:
         """Graft a fresh memory on a pretrained decoder without changing a logit within the first segment.
 
         The memory's output projection starts at zero, so the model with a fresh memory equals the model without.
@@ -130,7 +130,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         return model.train(training)
 
     @classmethod
-    def from_adapter(cls, folder: str | Path, base: PreTrainedModel | str | None = None) -> Self:
+    def from_adapter(cls, folder: str | Path, base: PreTrainedModel | str | Path | None = None) -> Self:
         """Put a memory saved by `save_adapter` on its base (see `mnemon.models.adapter.load_adapter`)."""
         return load_adapter(cls, folder, base)
 

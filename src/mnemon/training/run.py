@@ -310,5 +310,6 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     """
     tokenizer = build_tokenizer(recipe) if recipe.tokenizer_source else None
     size = recipe.tokenizer.vocab_size if tokenizer is None else len(tokenizer)
-    model = build_model(recipe, size, tokenizer)
+    with _quiet_library():
+        model = build_model(recipe, size, tokenizer)
     return {"recipe": recipe.model_dump(mode="json"), "parameters": count_parameters(model)}
