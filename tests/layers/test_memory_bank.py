@@ -123,7 +123,7 @@ def test_the_online_write_has_the_gradients_of_the_equations():
 
 def test_reading_is_the_gated_attention_of_the_equations():
     layer, bank, x = bank_layer(), random(B, J, W), random(B, 6, D, seed=3)
-    term, weights = layer.read(x, layer.open_segment(bank))
+    term, weights, _ = layer.read(x, layer.open_segment(bank))
     hat, d = rms_normalise(bank), W // H
     retrieved = torch.zeros(B, 6, W, dtype=torch.float64)
     for head in range(H):
@@ -138,7 +138,7 @@ def test_reading_is_the_gated_attention_of_the_equations():
 
 def test_top_k_reads_use_k_slots_per_head():
     layer = bank_layer(read_top_k=2)
-    _, weights = layer.read(random(B, 6, D), layer.open_segment(random(B, J, W)))
+    weights = layer.read(random(B, 6, D), layer.open_segment(random(B, J, W))).weights
     assert ((weights > 0).sum(-1) == 2).all()
     assert torch.allclose(weights.sum(-1), torch.ones_like(weights[..., 0]))
 

@@ -55,6 +55,20 @@ class SegmentRead(NamedTuple):
     write_queries: Tensor
 
 
+class ReadResult(NamedTuple):
+    """What tokens got from the bank.
+
+    Attributes:
+        term: memory term (g_out * E_mem) W_O, [B, T, D].
+        weights: read weights, [B, H, T, J].
+        output_gate: g_out, [B, T, W].
+    """
+
+    term: Tensor
+    weights: Tensor
+    output_gate: Tensor
+
+
 class GateValues(NamedTuple):
     """Input and forget gates of one bank update, [B, J, W] each, in (0, 1)."""
 
@@ -174,7 +188,7 @@ class MemoryBank(nn.Module):
             self._heads((self.write_query(normalised) + self.slot_key) * scale),
         )
 
-    def read(self, x: Tensor, segment: SegmentRead) -> tuple[Tensor, Tensor]:
+    def read(self, x: Tensor, segment: SegmentRead) -> ReadResult:
         """Read the bank for every token.
 
             E_mem = softmax(x W_Q (M W_K)^T / sqrt(d)) M W_V;   g_out = sigmoid(E_mem W_out + b_out)
@@ -183,7 +197,7 @@ class MemoryBank(nn.Module):
             x: the block's normalised input, [B, T, D].
             segment: projections of the segment-start bank.
         Returns:
-            The memory term (g_out * E_mem) W_O, [B, T, D], and the read weights [B, H, T, J].
+            Memory term, read weights and output gate.
         Source:
             arXiv:2502.06049, equations 1-3, with multiple heads.
         """
@@ -195,7 +209,7 @@ class MemoryBank(nn.Module):
         weights = scores.softmax(dim=-1)
         retrieved = self._merge(weights @ segment.values)
         gate = torch.sigmoid(self.output_gate(retrieved))
-        return self.output(gate * retrieved), weights
+        return ReadResult(self.output(gate * retrieved), weights, gate)
 
     def empty_statistics(self, batch_size: int, like: Tensor) -> WriteStatistics:
         """Return the statistics of a segment without tokens, on the device of `like` and in the state's dtype."""

@@ -4,9 +4,11 @@ The decoder is called once per segment with hooks that add the memory term (`mne
 from segment to segment is a `MemoryState`. The mathematics is in `mnemon.layers.memory_bank` and `docs/lm2.md`.
 """
 
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -18,21 +20,29 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mnemon.errors import ConfigError, ShapeError, StateError
-from mnemon.layers.memory_bank import (
-    BankProjection,
-    MemoryBank,
-    SegmentRead,
-    WriteStatistics,
-    initial_bank,
-    state_dtype,
-)
+from mnemon.layers.memory_bank import BankProjection, MemoryBank, initial_bank, state_dtype
+from mnemon.layers.memory_diagnostics import MemoryDiagnostics
+from mnemon.models.adapter import load_adapter, save_adapter
+from mnemon.models.base_model import BaseReference, as_base, describe, freeze
 from mnemon.models.configuration_lm2 import LM2Config
-from mnemon.models.graft import Block, attached, memory_blocks
-from mnemon.models.segmented_decoder import SegmentedDecoder, call_tensor
-from mnemon.models.segments import ColumnCollector, SegmentCall, count_calls, gather_columns, host_mask, plan_calls
+from mnemon.models.graft import Block, memory_blocks
+from mnemon.models.memory_segments import MemorySegments
+from mnemon.models.segmented_decoder import SegmentedDecoder
+from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, host_mask, plan_calls
 from mnemon.models.state import MemoryCache, MemoryState
 
 _DEFAULT_SINKS = 4
+
+
+@dataclass
+class LM2Output(CausalLMOutputWithPast):
+    """Hugging Face's output, and what the memory did.
+
+    Attributes:
+        diagnostics: means by name, scalars (see `MemoryDiagnostics`), if they were asked for.
+    """
+
+    diagnostics: dict[str, Tensor] | None = None
 
 
 class LM2PreTrainedModel(PreTrainedModel):
@@ -74,6 +84,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
     """
 
     initial_memory: Tensor
+    base_reference: BaseReference | None = None  # known once the base is frozen
 
     def __init__(self, config: LM2Config, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -87,6 +98,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             config.attention_name,
         )
         self.gradient_checkpointing = False
+        self._collector: MemoryDiagnostics | None = None
         indices = memory_blocks(self.blocks, config.memory_layers)
         # One pass over all blocks keeps `retention` of a bank; in flow `depth` the pass is as many updates as blocks.
         updates = len(indices) if config.flow == "depth" else 1
@@ -108,21 +120,24 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_base(cls, model_or_name: PreTrainedModel | str, **options: Any) -> Self:
+    def from_base(cls, model_or_name: PreTrainedModel | str | Path, freeze_base: bool = False, **options: Any) -> Self:
         """Graft a fresh memory on a pretrained decoder without changing a logit within the first segment.
 
         The memory's output projection starts at zero, so the model with a fresh memory equals the model without.
 
         Args:
-            model_or_name: a loaded causal language model (used as it is, not copied), or what
-                `AutoModelForCausalLM.from_pretrained` takes.
+            model_or_name: a loaded causal language model (used as it is, not copied), with or without PEFT layers, or
+                a folder, shipped checkpoint or hub name.
+            freeze_base: train the memory alone: the base's own weights no longer require gradients, and are
+                fingerprinted (one pass over them), so that `save_adapter` can say what the memory belongs to.
             **options: fields of `LM2Config`. With an `attention_span`, `attention_sinks` is 4 unless given: a
                 pretrained decoder collapses once its first tokens are out of sight.
         Raises:
-            ConfigError: if the decoder is of a kind a memory cannot be grafted on, or gives other logits when it reads
-                a text in pieces (tried on a few tokens).
+            ConfigError: if an option is wrong, or the decoder cannot be grafted on: of a kind that is not understood,
+                or with other logits when it reads a text in pieces (tried on a few tokens).
+            CheckpointError: if there is no such model, or its files are damaged.
         """
-        base = AutoModelForCausalLM.from_pretrained(model_or_name) if isinstance(model_or_name, str) else model_or_name
+        base = as_base(model_or_name)
         if options.get("attention_span") is not None:
             options.setdefault("attention_sinks", _DEFAULT_SINKS)
         config = LM2Config(base_config=base.config, dtype=base.dtype, **options)
@@ -134,12 +149,34 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
                 bank.output.weight.zero_()
         model.memory.to(device=base.device, dtype=base.dtype)
         model.initial_memory = model.initial_memory.to(base.device)
+        if freeze_base:
+            freeze(base)
+            model.base_reference = describe(base)
         return model.train(training)
+
+    @classmethod
+    def from_adapter(cls, folder: str | Path, base: PreTrainedModel | str | Path | None = None) -> Self:
+        """Put a memory saved by `save_adapter` on its base (see `mnemon.models.adapter.load_adapter`)."""
+        return load_adapter(cls, folder, base)
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the memory alone, without the base (see `mnemon.models.adapter.save_adapter`)."""
+        return save_adapter(self, folder)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; a base without trainable parameters stays in evaluation mode, so without dropout."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.base.parameters()):
+            self.base.eval()
+        return self
 
     @property
     def banks(self) -> list[MemoryBank]:
         """The memory banks in block order."""
-        return [bank for bank in self.memory.values() if isinstance(bank, MemoryBank)]
+        banks = [bank for bank in self.memory.values() if isinstance(bank, MemoryBank)]
+        if len(banks) < len(self.memory):  # going on would mean running without memory
+            raise ConfigError("PEFT has wrapped the memory; leave it out of modules_to_save and train it as it is")
+        return banks
 
     @property
     def blocks(self) -> list[Block]:
@@ -219,8 +256,9 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         knock_out_memory: bool = False,
+        output_diagnostics: bool = False,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> LM2Output:
         """Compute next-token logits, and the loss if labels are given.
 
         Args:
@@ -233,8 +271,9 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             use_cache: whether to return a cache; default: not while training.
             logits_to_keep: number of last columns to compute logits for (0 = all), or their indices.
             knock_out_memory: run without the memory (no read, no write): the knocked-out control.
+            output_diagnostics: whether to return what the memory did (see `MemoryDiagnostics`).
         Returns:
-            Logits [B, columns kept, vocabulary], loss, cache.
+            Logits [B, columns kept, vocabulary], loss, cache, diagnostics.
         Raises:
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
             StateError: for a cache that is not this model's or of another batch size.
@@ -248,14 +287,25 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         if use_cache is None:
             use_cache = not self.training
         carry_on = use_cache or cache is not None
-        logits, state = self._stream(inputs, mask, state, wanted, knock_out_memory, carry_on)
+        collector = MemoryDiagnostics() if output_diagnostics else self._collector
+        logits, state = self._stream(inputs, mask, state, wanted, knock_out_memory, carry_on, collector)
         if carry_on:
             cache = MemoryCache() if cache is None else cache
             cache.memory.state, cache.memory.columns = state, cache.memory.columns + width
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        means = collector.means() if output_diagnostics and collector is not None else None
+        return LM2Output(loss=loss, logits=logits, past_key_values=cache, diagnostics=means)
+
+    @contextmanager
+    def collect_diagnostics(self) -> Iterator[MemoryDiagnostics]:
+        """Collect what the memory does in all forward passes within the context, those of `generate` included."""
+        self._collector = MemoryDiagnostics()
+        try:
+            yield self._collector
+        finally:
+            self._collector = None
 
     def generate(
         self, inputs: Tensor | None = None, *args: Any, memory: MemoryState | None = None, **kwargs: Any
@@ -345,6 +395,7 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         wanted: np.ndarray | None,
         knock_out: bool,
         carry_on: bool,
+        diagnostics: MemoryDiagnostics | None,
     ) -> tuple[Tensor, MemoryState]:
         """Run all segments of an input; returns the logits of the wanted columns [B, kept, V] and the new state.
 
@@ -360,92 +411,25 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         real = width if mask is None else mask.sum(axis=1)
         self.segmented.check_positions(np.asarray(state.counts) + real)
         self.segmented.prepare()
-        run: Any = self._segment
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            run = partial(checkpoint, self._segment, use_reentrant=False)
+        recomputes = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        segments = MemorySegments(
+            self.segmented,
+            {} if knock_out else {int(index): bank for index, bank in zip(self.memory, self.banks, strict=True)},
+            self.config.flow,
+            keep_pieces=recomputes,
+            diagnostics=diagnostics,
+            initial=self.initial_memory,
+        )
+        run: Any = partial(checkpoint, segments.run, use_reentrant=False) if recomputes else segments.run
         collector = ColumnCollector(batch_size, width, wanted)
         for number, call in enumerate(plan_calls(mask, width, state.counts, length)):
             if self.config.bptt_segments and number and (total - number) % self.config.bptt_segments == 0:
                 state = state.detach()
             slots = collector.slots(call)
             writes = carry_on or number + 1 < total
-            logits, state = run(gather_columns(inputs, call), call, state, slots, knock_out, writes)
+            logits, state = run(gather_columns(inputs, call), call, state, slots, writes)
             collector.add(logits, call, slots)
         return collector.result(), state
-
-    def _segment(
-        self, inputs: Tensor, call: SegmentCall, state: MemoryState, slots: np.ndarray, knock_out: bool, writes: bool
-    ) -> tuple[Tensor, MemoryState]:
-        """Run one call of the decoder, within one segment of every row: a pure function of tokens and state."""
-        banks = [] if knock_out else self.banks
-        segments = state.projections if banks else ()
-        if banks and not segments:
-            segments = tuple(bank.open_segment(self._segment_bank(state, order)) for order, bank in enumerate(banks))
-        statistics = list(state.statistics)
-        keep_pieces = self.gradient_checkpointing and self.training
-        with self._memory_attached(call, segments, statistics if writes else None):
-            logits, decoder = self.segmented.run(inputs, call, state.decoder, slots, keep_pieces)
-        # With gradients nobody stops inside a segment, and the projections would only hold on to their graph.
-        projections = () if torch.is_grad_enabled() else segments
-        state = replace(state, decoder=decoder, statistics=tuple(statistics), projections=projections)
-        return logits, self._close_segments(state, call) if banks and writes and call.completes.any() else state
-
-    def _memory_attached(
-        self, call: SegmentCall, segments: tuple[SegmentRead, ...], statistics: list[WriteStatistics] | None
-    ) -> Any:
-        """Attach the memory term for one call; without segments (knocked out, or no memory) nothing is attached."""
-        if not segments:
-            return nullcontext()
-        return attached(
-            self.blocks, self.segmented.joins, self._memory_indices(), self._term(call, segments, statistics)
-        )
-
-    def _memory_indices(self) -> list[int]:
-        return [int(index) for index in self.memory]
-
-    def _segment_bank(self, state: MemoryState, order: int) -> Tensor:
-        bank = state.bank[:, 0 if self.config.flow == "depth" else order]
-        # Before the first update all rows are one and the same expanded bank: project it once.
-        is_initial = torch.is_grad_enabled() and bank.stride(0) == 0
-        return bank[:1] if is_initial else bank
-
-    def _term(
-        self, call: SegmentCall, segments: tuple[SegmentRead, ...], statistics: list[WriteStatistics] | None
-    ) -> Any:
-        """Build the memory term of every block; as a side effect it replaces the entries of `statistics`."""
-        banks, device = self.banks, self.initial_memory.device
-        positions = call_tensor(call.positions % self.config.segment_length, call, device)
-        valid = None
-        if not call.is_dense:
-            valid = torch.from_numpy(np.arange(call.width)[None, :] < call.lengths[:, None]).to(device)
-
-        def term(order: int, h: Tensor, x: Tensor, attended: Tensor) -> Tensor:
-            bank = banks[order]
-            added, _ = bank.read(x, segments[order])
-            if statistics is not None:
-                residual = h + attended + added
-                statistics[order] = bank.gather(residual, positions, valid, segments[order], statistics[order])
-            return added
-
-        return term
-
-    def _close_segments(self, state: MemoryState, call: SegmentCall) -> MemoryState:
-        """Update the bank of every row whose segment is complete, block after block, and empty its statistics."""
-        everywhere = bool(call.completes.all())
-        complete = None if everywhere else torch.from_numpy(call.completes).to(state.bank.device)
-        depth = self.config.flow == "depth"
-        banks, kept = list(state.bank.unbind(1)), list(state.kept.unbind(1))
-        for order, bank in enumerate(self.banks):
-            index = 0 if depth else order
-            updated, gates = bank.update(banks[index], state.statistics[order])
-            banks[index] = _where(complete, updated, banks[index])
-            with torch.no_grad():
-                kept[index] = _where(complete, kept[index] * gates.forget_gate, kept[index])
-        statistics = []
-        for bank, old in zip(self.banks, state.statistics, strict=True):
-            empty = bank.empty_statistics(state.batch_size, bank.output.weight)
-            statistics.append(WriteStatistics(*(_where(complete, e, o) for e, o in zip(empty, old, strict=True))))
-        return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics), projections=())
 
 
 def _new_base(config: LM2Config) -> PreTrainedModel:
@@ -463,11 +447,6 @@ def _slot_dim(config: LM2Config) -> int:
 
 def _stacked(layers: list[Tensor]) -> Tensor:
     return layers[0][:, None] if len(layers) == 1 else torch.stack(layers, dim=1)
-
-
-def _where(condition: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    """Choose rows of `new` where `condition` [B] holds; None = everywhere."""
-    return new if condition is None else torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def _wanted_columns(logits_to_keep: int | Tensor, width: int) -> np.ndarray | None:

@@ -25,6 +25,7 @@ from mnemon.errors import ConfigError, RunError
 from mnemon.files import atomic_write_json
 from mnemon.training import checkpoints
 from mnemon.training.batches import Batch, BatchStream
+from mnemon.training.build import base_fingerprint
 from mnemon.training.curriculum import Curriculum
 from mnemon.training.recipe import OptimisationSection, Recipe
 
@@ -234,6 +235,7 @@ class AnswerTrainer(Trainer):
             "tokens": self.progress.tokens,
             "seconds": self.progress.elapsed(),
             "curriculum": self.curriculum.state(),
+            "base_fingerprint": base_fingerprint(self.network),
         }
 
     def _context_loss(self, logits: torch.Tensor, inputs: Batch, asked: torch.Tensor) -> torch.Tensor:
