@@ -14,7 +14,7 @@ B, D, J, W, H = 2, 20, 5, 12, 3
 
 def bank_layer(**options) -> MemoryBank:
     torch.manual_seed(1)
-    layer = MemoryBank(D, J, W, H, forget_bias=1.0, **options)
+    layer = MemoryBank(D, J, W, H, **({"retention": 0.73} | options))
     with torch.no_grad():
         for parameter, value in layer.initial_values():
             parameter.copy_(value)
@@ -162,3 +162,16 @@ def test_a_later_token_counts_more_where_the_recency_slope_is_positive():
     last = layer.gather(token, torch.arange(10)[None], None, layer.open_segment(bank), layer.empty_statistics(B, token))
     weights = torch.exp(layer.recency_slope[:, None] * (torch.arange(10) - 9))
     assert torch.allclose(last.total[0, :, 0], weights.sum(-1), atol=1e-9)
+
+
+def test_a_stretched_gate_closes_and_opens_completely_and_starts_at_the_retention():
+    layer = bank_layer(retention=0.9, gate_stretch=0.1)
+    for gate in (layer.input_gate, layer.forget_gate, layer.forget_gate_bank):
+        gate.weight.data.zero_()
+    statistics = layer.gather(random(B, 6, D), torch.arange(6)[None], None, layer.open_segment(random(B, J, W)),
+                              layer.empty_statistics(B, random(1)))  # fmt: skip
+    bank = random(B, J, W, seed=2)
+    assert torch.allclose(layer.update(bank, statistics)[1].forget_gate, torch.full((B, J, W), 0.9).double())
+    layer.forget_gate.bias.data.fill_(4.0)
+    layer.input_gate.bias.data.fill_(-4.0)
+    assert torch.equal(layer.update(bank, statistics)[0], bank)  # an irrelevant segment leaves no trace at all

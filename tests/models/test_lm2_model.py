@@ -35,7 +35,7 @@ def final_logits(model: LM2ForCausalLM, ids: torch.Tensor, **options) -> torch.T
     [
         {"num_slots": 6}, {"slot_dim": 15}, {"num_memory_heads": 4}, {"segment_length": 8}, {"flow": "layer"},
         {"memory_layers": [0]}, {"attention_span": 9}, {"attention_span": 9, "attention_sinks": 2},
-        {"read_top_k": 2}, {"retention": 0.99},
+        {"read_top_k": 2}, {"retention": 0.99}, {"gate_stretch": 0.1},
     ],
     ids=lambda options: next(iter(options)),
 )  # fmt: skip
@@ -64,9 +64,11 @@ def test_bptt_segments_cuts_the_gradient_and_nothing_else():
 
 
 @pytest.mark.parametrize("flow", ["depth", "layer"])
-def test_retention_is_the_share_of_the_bank_one_pass_keeps_at_initialisation(flow):
+@pytest.mark.parametrize("stretch", [0.0, 0.1])
+def test_retention_is_the_share_of_the_bank_one_pass_keeps_at_initialisation(flow, stretch):
     torch.manual_seed(0)
-    model = LM2ForCausalLM(LM2Config(base_config=llama_config(), segment_length=SEGMENT, retention=0.83, flow=flow))
+    options = {"segment_length": SEGMENT, "retention": 0.83, "flow": flow, "gate_stretch": stretch}
+    model = LM2ForCausalLM(LM2Config(base_config=llama_config(), **options))
     with torch.no_grad():
         state = model(tokens(2, SEGMENT), use_cache=True).past_key_values.state
     assert torch.allclose(state.kept, torch.full_like(state.kept, 0.83), atol=1e-6)
@@ -193,6 +195,7 @@ def test_bfloat16_models_keep_bank_and_statistics_in_float32():
         ({"slot_dim": 10, "num_memory_heads": 4}, "not divisible"),
         ({"attention_span": 3, "segment_length": 7}, "neither attention nor bank"),
         ({"flow": "sideways"}, "flow must be one of depth, layer"),
+        ({"gate_stretch": 1.0}, "gate_stretch must be at least 0 and below 1"),
         ({"retention": 1.0}, "strictly between 0 and 1"),
         ({"read_top_k": 99}, "exceeds num_slots"),
         ({"memory_layers": [7]}, "blocks 0 to 2"),

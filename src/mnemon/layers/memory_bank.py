@@ -115,7 +115,9 @@ class MemoryBank(nn.Module):
         num_slots: slots J.
         slot_dim: slot width W, divisible by `num_heads`.
         num_heads: memory heads H.
-        forget_bias: initial forget-gate bias; its sigmoid is the share of the bank one update keeps.
+        retention: share of the bank one update keeps at initialisation, in (0, 1); sets the forget gate's bias.
+        gate_stretch: epsilon of the input and forget gates, clamp((1 + 2 epsilon) sigmoid(.) - epsilon, 0, 1): above 0
+            they can close and open completely, so that a segment can leave the bank exactly as it is. 0 = sigmoid.
         read_top_k: number of slots a token may read per head, None = all.
         norm_eps: epsilon of the memory's own RMS norm.
     """
@@ -128,14 +130,17 @@ class MemoryBank(nn.Module):
         num_slots: int,
         slot_dim: int,
         num_heads: int,
-        forget_bias: float,
+        retention: float,
+        gate_stretch: float = 0.0,
         read_top_k: int | None = None,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = slot_dim // num_heads
-        self.forget_bias = forget_bias
+        self.gate_stretch = gate_stretch
+        unstretched = (retention + gate_stretch) / (1 + 2 * gate_stretch)
+        self.forget_bias = math.log(unstretched / (1 - unstretched))
         self.read_top_k = read_top_k
         self.norm_eps = norm_eps
         self.read_query = BankProjection(hidden_size, slot_dim, bias=False)
@@ -158,7 +163,7 @@ class MemoryBank(nn.Module):
         """Return parameters and slot keys with their initial values; the model's `_init_weights` copies them in.
 
         Projections are normal with standard deviation 1/sqrt(fan in). The gate projections start at zero, so that at
-        initialisation the forget gate is exactly `sigmoid(forget_bias)` and `retention` means what it says.
+        initialisation every forget gate is the same number and `retention` means what it says.
         """
         values: list[tuple[Tensor, Tensor]] = [(self.write_norm, torch.ones_like(self.write_norm))]
         for linear in (
@@ -277,12 +282,23 @@ class MemoryBank(nn.Module):
         """
         written = statistics.value / statistics.total.clamp_min(torch.finfo(bank.dtype).tiny)[..., None]
         written = self._merge(written)
-        input_gate = torch.sigmoid(_linear_in(bank.dtype, self.input_gate, written))
-        forget_gate = torch.sigmoid(
+        input_gate = self._gate(_linear_in(bank.dtype, self.input_gate, written))
+        forget_gate = self._gate(
             _linear_in(bank.dtype, self.forget_gate, written)
             + _linear_in(bank.dtype, self.forget_gate_bank, rms_normalise(bank))
         )
         return input_gate * torch.tanh(written) + forget_gate * bank, GateValues(input_gate, forget_gate)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        """Squash to [0, 1]; with a stretch, both ends are reached.
+
+        Source: the hard concrete gate of Learning Sparse Neural Networks through L0 Regularization, arXiv:1712.01312,
+        section 2.1, without its noise.
+        """
+        gate = torch.sigmoid(x)
+        if self.gate_stretch == 0:
+            return gate
+        return ((1 + 2 * self.gate_stretch) * gate - self.gate_stretch).clamp(0, 1)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, N, W] -> [B, H, N, d]."""

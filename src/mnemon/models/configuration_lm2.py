@@ -37,6 +37,8 @@ class LM2Config(PreTrainedConfig):
             tokens are gone. Their keys are moved along, so that no distance exceeds the span plus the sinks.
         read_top_k: slots a token may read per head; None = all.
         retention: share of the bank that one complete pass over all blocks keeps at initialisation, in (0, 1).
+        gate_stretch: how far the input and forget gates are stretched beyond (0, 1) before they are cut off there, so
+            that they can close and open completely; 0 = the paper's sigmoid.
         bptt_segments: segments that gradients flow through; None = all.
         blocks_path: where the decoder's blocks are, as a dotted path such as `model.layers`; None = found by structure.
         attention_name: name of the attention inside a block, such as `self_attn`; None = found by structure.
@@ -59,6 +61,7 @@ class LM2Config(PreTrainedConfig):
     attention_sinks: int = 0
     read_top_k: int | None = None
     retention: float = 0.9
+    gate_stretch: float = 0.0
     bptt_segments: int | None = None
     blocks_path: str | None = None
     attention_name: str | None = None
@@ -113,6 +116,8 @@ class LM2Config(PreTrainedConfig):
             raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {self.flow!r}")
         if not 0.0 < self.retention < 1.0:
             raise ConfigError(f"retention must lie strictly between 0 and 1, got {self.retention}")
+        if not 0.0 <= self.gate_stretch < 1.0:
+            raise ConfigError(f"gate_stretch must be at least 0 and below 1, got {self.gate_stretch}")
         if self.attention_span is not None and self.attention_span < self.segment_length:
             raise ConfigError(
                 f"attention_span={self.attention_span} is below segment_length={self.segment_length}; some tokens "

@@ -110,7 +110,8 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
                     config.num_slots,
                     _slot_dim(config),
                     config.num_memory_heads,
-                    forget_bias=float(np.log(kept_per_update / (1 - kept_per_update))),
+                    retention=kept_per_update,
+                    gate_stretch=config.gate_stretch,
                     read_top_k=config.read_top_k,
                 )
                 for index in indices

@@ -51,6 +51,7 @@ class LM2Options(Section):
     attention_sinks: Annotated[int, Field(ge=0)] = 0
     read_top_k: Positive | None = None
     retention: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    gate_stretch: Annotated[float, Field(ge=0, lt=1)] = 0.0
     bptt_segments: Positive | None = None
 
 
