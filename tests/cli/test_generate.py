@@ -18,7 +18,7 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Save a random LM2 and a random Llama with a tiny tokenizer; return their folders."""
+    """Save a random LM2, a random Llama with a tiny tokenizer, and a memory alone for it; return their folders."""
     tokenizer = train_tokenizer(["Mary went to the garden. John took the milk to the office."], 300)
     base = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -38,6 +38,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         folders[name] = str(folder)
+    adapted = mnemon.LM2ForCausalLM.from_base(
+        folders["plain"], freeze_base=True, num_slots=4, slot_dim=8, num_memory_heads=2, segment_length=8
+    )
+    folders["adapter"] = str(adapted.save_adapter(tmp_path_factory.mktemp("models") / "adapter"))
     return folders
 
 
@@ -55,7 +59,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run_generate
 
 
-@pytest.mark.parametrize("name", ["lm2", "plain"])
+@pytest.mark.parametrize("name", ["lm2", "plain", "adapter"])
 def test_the_printed_text_is_the_text_of_the_json(models: dict[str, str], run: Run, name: str) -> None:
     words = (models[name], "--prompt", "Mary went to the", "--max-new-tokens", "12")
     report = json.loads(run(*words, "--json"))

@@ -14,7 +14,7 @@ B, D, J, W, H = 2, 20, 5, 12, 3
 
 def bank_layer(**options) -> MemoryBank:
     torch.manual_seed(1)
-    layer = MemoryBank(D, J, W, H, forget_bias=1.0, **options)
+    layer = MemoryBank(D, J, W, H, **({"retention": 0.73} | options))
     with torch.no_grad():
         for parameter, value in layer.initial_values():
             parameter.copy_(value)
@@ -81,6 +81,28 @@ def test_masked_tokens_take_no_part_in_the_write():
     assert torch.allclose(with_blanks, without, atol=1e-14)
 
 
+def test_a_call_without_a_real_token_leaves_the_write_statistics_exactly_as_they_were():
+    layer, bank = bank_layer(), random(B, J, W)
+    segment, nothing = layer.open_segment(bank), torch.zeros(B, 3, dtype=torch.bool)
+    fresh = layer.empty_statistics(B, bank)
+    begun = layer.gather(random(B, 4, D, seed=2), torch.arange(4)[None], None, segment, fresh)
+    for before in (fresh, begun):
+        after = layer.gather(random(B, 3, D, seed=3), torch.arange(4, 7)[None], nothing, segment, before)
+        assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_tokens_long_past_get_no_subnormal_weights_and_still_the_answer_of_the_equations():
+    layer, bank = bank_layer(), random(B, J, W)
+    with torch.no_grad():
+        layer.recency_slope.fill_(0.6)
+    residual = torch.cat([random(B, 30, D, seed=2), torch.zeros(B, 150, D)], dim=1)  # only faint tokens have a value
+    everything = torch.ones(B, 180, dtype=torch.bool)
+    found, _ = layer.update(bank, gathered(layer, bank, residual, []))
+    assert torch.allclose(found, direct_update(layer, bank, residual, everything), atol=1e-12)
+    single = gathered(layer.float(), bank.float(), residual.float(), []).value.abs()
+    assert not ((single > 0) & (single < torch.finfo(torch.float32).tiny)).any()
+
+
 def test_the_online_write_has_the_gradients_of_the_equations():
     layer, bank = bank_layer(), random(B, J, W)
     mask = torch.ones(B, 13, dtype=torch.bool)
@@ -101,7 +123,7 @@ def test_the_online_write_has_the_gradients_of_the_equations():
 
 def test_reading_is_the_gated_attention_of_the_equations():
     layer, bank, x = bank_layer(), random(B, J, W), random(B, 6, D, seed=3)
-    term, weights = layer.read(x, layer.open_segment(bank))
+    term, weights, _ = layer.read(x, layer.open_segment(bank))
     hat, d = rms_normalise(bank), W // H
     retrieved = torch.zeros(B, 6, W, dtype=torch.float64)
     for head in range(H):
@@ -116,7 +138,7 @@ def test_reading_is_the_gated_attention_of_the_equations():
 
 def test_top_k_reads_use_k_slots_per_head():
     layer = bank_layer(read_top_k=2)
-    _, weights = layer.read(random(B, 6, D), layer.open_segment(random(B, J, W)))
+    weights = layer.read(random(B, 6, D), layer.open_segment(random(B, J, W))).weights
     assert ((weights > 0).sum(-1) == 2).all()
     assert torch.allclose(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
@@ -140,3 +162,16 @@ def test_a_later_token_counts_more_where_the_recency_slope_is_positive():
     last = layer.gather(token, torch.arange(10)[None], None, layer.open_segment(bank), layer.empty_statistics(B, token))
     weights = torch.exp(layer.recency_slope[:, None] * (torch.arange(10) - 9))
     assert torch.allclose(last.total[0, :, 0], weights.sum(-1), atol=1e-9)
+
+
+def test_a_stretched_gate_closes_and_opens_completely_and_starts_at_the_retention():
+    layer = bank_layer(retention=0.9, gate_stretch=0.1)
+    for gate in (layer.input_gate, layer.forget_gate, layer.forget_gate_bank):
+        gate.weight.data.zero_()
+    statistics = layer.gather(random(B, 6, D), torch.arange(6)[None], None, layer.open_segment(random(B, J, W)),
+                              layer.empty_statistics(B, random(1)))  # fmt: skip
+    bank = random(B, J, W, seed=2)
+    assert torch.allclose(layer.update(bank, statistics)[1].forget_gate, torch.full((B, J, W), 0.9).double())
+    layer.forget_gate.bias.data.fill_(4.0)
+    layer.input_gate.bias.data.fill_(-4.0)
+    assert torch.equal(layer.update(bank, statistics)[0], bank)  # an irrelevant segment leaves no trace at all

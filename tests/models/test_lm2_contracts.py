@@ -105,7 +105,7 @@ def test_a_masked_row_leaves_its_own_state_exactly_unchanged(name):
     assert torch.equal(before.bank[1], after.bank[1])
     for old, new in zip(before.statistics, after.statistics, strict=True):
         assert all(torch.equal(a[1], b[1]) for a, b in zip(old, new, strict=True))
-    for old, new in zip(before.base, after.base, strict=True):
+    for old, new in zip(before.decoder.base, after.decoder.base, strict=True):
         if len(old) == 1:  # a convolution block; keys of an attention block gain blank columns nobody sees
             assert torch.equal(old[0][1], new[0][1])
 

@@ -57,11 +57,11 @@ def launched(*words: str | Path, stop_when: Callable[[], bool] | None = None) ->
 
 @pytest.fixture(scope="module")
 def recipes(tiny_base: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return a plain recipe, and one with a memory, accumulated gradients and a loss on the context too."""
+    """Return a plain recipe, and one with a memory and everything that must still fit together."""
     plain = copy.deepcopy(tiny_base)
     lm2 = copy.deepcopy(tiny_base)
     lm2["model"].update(kind="lm2", lm2=LM2)
-    lm2["optimisation"]["gradient_accumulation"] = 2
+    lm2["optimisation"].update(gradient_accumulation=2, gradient_checkpointing=True)
     lm2["data"]["loss_on"] = "all"
     return {"plain": plain, "lm2": lm2}
 
@@ -212,8 +212,11 @@ def test_sharding_is_refused_where_there_is_nothing_to_shard_over(tiny: dict[str
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(BackendUnavailable, match="one CUDA GPU per process"):
-        check_sharding(recipe.optimisation, False, Processes(0, 2))
-    check_sharding(recipe.optimisation, True, Processes(0, 2))
+        check_sharding(recipe, False, Processes(0, 2))
+    check_sharding(recipe, True, Processes(0, 2))
+    tiny["model"].update(kind="lm2", lm2=LM2, base=None, from_base="a-decoder", freeze_base=True)
+    with pytest.raises(ConfigError, match=r"cannot be combined with model\.freeze_base"):
+        check_sharding(check_recipe(tiny), True, Processes(0, 2))
 
 
 def test_another_engine_than_the_recipes_is_refused(tiny: dict[str, Any]) -> None:

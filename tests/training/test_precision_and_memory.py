@@ -80,7 +80,7 @@ def test_in_bfloat16_the_memory_stays_in_float32_and_the_loss_close(
 
 def test_autocast_leaves_the_gates_and_statistics_of_a_bank_exact() -> None:
     torch.manual_seed(0)
-    bank = MemoryBank(32, 4, 16, 2, forget_bias=2.0)
+    bank = MemoryBank(32, 4, 16, 2, retention=0.9)
     with torch.no_grad():
         for parameter, value in bank.initial_values():
             parameter.copy_(value)
@@ -186,3 +186,11 @@ def test_a_trainer_of_one_process_names_its_engine(short: dict[str, Any], tmp_pa
     first, *others = run(short, tmp_path / "run")
     assert (first["engine"], first["processes"]) == ("single process", 1)
     assert not any("engine" in entry for entry in others)
+
+
+def test_the_memory_of_an_lm2_reports_in_the_steps_that_are_logged(short: dict[str, Any], tmp_path: Path) -> None:
+    short["model"].update(kind="lm2", lm2=LM2)
+    short["output"]["log_every_steps"] = 2
+    first = run(short, tmp_path / "run")[0]
+    assert 0 < first["memory/forget_gate"] < 1
+    assert first["memory/bank_rms"] > 0

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from mnemon import __version__
+from mnemon.cli.bench import bench_app
 from mnemon.cli.data import data_app
 from mnemon.cli.demo import demo
 from mnemon.cli.eval import evaluate
@@ -38,6 +39,7 @@ app.add_typer(data_app, name="data")
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
+app.add_typer(bench_app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

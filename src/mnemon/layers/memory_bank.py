@@ -20,6 +20,9 @@ from torch.nn import functional as F
 
 # Score of a position that takes no part in a softmax. Finite, so that "no token seen yet" needs no special case.
 _NEVER = -1e30
+# Lowest score below the peak. A weight of exp(-50) vanishes beside the peak's own even in float64; much fainter ones
+# are subnormal numbers, on which a CPU computes many times slower (they doubled the time of the write).
+_FAINTEST = -50.0
 _INITIAL_SLOPES = (0.0, 0.05, 0.2, 0.6)
 _RMS_EPS = 1e-6
 
@@ -39,11 +42,31 @@ class WriteStatistics(NamedTuple):
 
 
 class SegmentRead(NamedTuple):
-    """What a block needs of the segment-start bank: read keys and values [B, H, J, d], write queries [B, H, J, d]."""
+    """What a block needs of the segment-start bank, [B, H, J, d] each.
+
+    Attributes:
+        keys: read keys divided by sqrt(d): scaling J slots once is cheaper than scaling T x J scores.
+        values: read values.
+        write_queries: queries of the slots divided by sqrt(d).
+    """
 
     keys: Tensor
     values: Tensor
     write_queries: Tensor
+
+
+class ReadResult(NamedTuple):
+    """What tokens got from the bank.
+
+    Attributes:
+        term: memory term (g_out * E_mem) W_O, [B, T, D].
+        weights: read weights, [B, H, T, J].
+        output_gate: g_out, [B, T, W].
+    """
+
+    term: Tensor
+    weights: Tensor
+    output_gate: Tensor
 
 
 class GateValues(NamedTuple):
@@ -92,10 +115,14 @@ class MemoryBank(nn.Module):
         num_slots: slots J.
         slot_dim: slot width W, divisible by `num_heads`.
         num_heads: memory heads H.
-        forget_bias: initial forget-gate bias; its sigmoid is the share of the bank one update keeps.
+        retention: share of the bank one update keeps at initialisation, in (0, 1); sets the forget gate's bias.
+        gate_stretch: epsilon of the input and forget gates, clamp((1 + 2 epsilon) sigmoid(.) - epsilon, 0, 1): above 0
+            they can close and open completely, so that a segment can leave the bank exactly as it is. 0 = sigmoid.
         read_top_k: number of slots a token may read per head, None = all.
         norm_eps: epsilon of the memory's own RMS norm.
     """
+
+    slot_key: Tensor
 
     def __init__(
         self,
@@ -103,14 +130,17 @@ class MemoryBank(nn.Module):
         num_slots: int,
         slot_dim: int,
         num_heads: int,
-        forget_bias: float,
+        retention: float,
+        gate_stretch: float = 0.0,
         read_top_k: int | None = None,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = slot_dim // num_heads
-        self.forget_bias = forget_bias
+        self.gate_stretch = gate_stretch
+        unstretched = (retention + gate_stretch) / (1 + 2 * gate_stretch)
+        self.forget_bias = math.log(unstretched / (1 - unstretched))
         self.read_top_k = read_top_k
         self.norm_eps = norm_eps
         self.read_query = BankProjection(hidden_size, slot_dim, bias=False)
@@ -119,7 +149,8 @@ class MemoryBank(nn.Module):
         self.output_gate = BankProjection(slot_dim, slot_dim)
         self.output = BankProjection(slot_dim, hidden_size, bias=False)
         self.write_norm = nn.Parameter(torch.ones(hidden_size))
-        self.slot_key = nn.Parameter(torch.empty(num_slots, slot_dim))
+        # Fixed, not learned: it only has to tell the slots apart, and J x W more parameters per block tell no more.
+        self.register_buffer("slot_key", torch.empty(num_slots, slot_dim))
         self.write_query = BankProjection(slot_dim, slot_dim, bias=False)
         self.write_key = BankProjection(hidden_size, slot_dim, bias=False)
         self.write_value = BankProjection(hidden_size, slot_dim, bias=False)
@@ -129,10 +160,10 @@ class MemoryBank(nn.Module):
         self.forget_gate_bank = BankProjection(slot_dim, slot_dim, bias=False)
 
     def initial_values(self) -> list[tuple[Tensor, Tensor]]:
-        """Return every parameter with its initial value; the model's `_init_weights` copies them in.
+        """Return parameters and slot keys with their initial values; the model's `_init_weights` copies them in.
 
         Projections are normal with standard deviation 1/sqrt(fan in). The gate projections start at zero, so that at
-        initialisation the forget gate is exactly `sigmoid(forget_bias)` and `retention` means what it says.
+        initialisation every forget gate is the same number and `retention` means what it says.
         """
         values: list[tuple[Tensor, Tensor]] = [(self.write_norm, torch.ones_like(self.write_norm))]
         for linear in (
@@ -155,14 +186,14 @@ class MemoryBank(nn.Module):
     def open_segment(self, bank: Tensor) -> SegmentRead:
         """Project the segment-start bank [B, J, W] once for all tokens of the segment."""
         normalised = rms_normalise(bank).to(self.read_key.weight.dtype)
-        write_query = self.write_query(normalised) + self.slot_key
+        scale = 1 / math.sqrt(self.head_dim)
         return SegmentRead(
-            self._heads(self.read_key(normalised)),
+            self._heads(self.read_key(normalised) * scale),
             self._heads(self.read_value(normalised)),
-            self._heads(write_query),
+            self._heads((self.write_query(normalised) + self.slot_key) * scale),
         )
 
-    def read(self, x: Tensor, segment: SegmentRead) -> tuple[Tensor, Tensor]:
+    def read(self, x: Tensor, segment: SegmentRead) -> ReadResult:
         """Read the bank for every token.
 
             E_mem = softmax(x W_Q (M W_K)^T / sqrt(d)) M W_V;   g_out = sigmoid(E_mem W_out + b_out)
@@ -171,19 +202,19 @@ class MemoryBank(nn.Module):
             x: the block's normalised input, [B, T, D].
             segment: projections of the segment-start bank.
         Returns:
-            The memory term (g_out * E_mem) W_O, [B, T, D], and the read weights [B, H, T, J].
+            Memory term, read weights and output gate.
         Source:
             arXiv:2502.06049, equations 1-3, with multiple heads.
         """
         queries = self._heads(self.read_query(x))
-        scores = queries @ segment.keys.transpose(-1, -2) / math.sqrt(self.head_dim)
+        scores = queries @ segment.keys.transpose(-1, -2)
         if self.read_top_k is not None and self.read_top_k < scores.shape[-1]:
             threshold = scores.topk(self.read_top_k, dim=-1).values[..., -1:]
             scores = scores.masked_fill(scores < threshold, float("-inf"))
         weights = scores.softmax(dim=-1)
         retrieved = self._merge(weights @ segment.values)
         gate = torch.sigmoid(self.output_gate(retrieved))
-        return self.output(gate * retrieved), weights
+        return ReadResult(self.output(gate * retrieved), weights, gate)
 
     def empty_statistics(self, batch_size: int, like: Tensor) -> WriteStatistics:
         """Return the statistics of a segment without tokens, on the device of `like` and in the state's dtype."""
@@ -213,15 +244,19 @@ class MemoryBank(nn.Module):
         dtype = past.total.dtype
         y = F.rms_norm(residual, residual.shape[-1:], self.write_norm, self.norm_eps)
         keys, values = self._heads(self.write_key(y)), self._heads(self.write_value(y)).to(dtype)
-        scores = (segment.write_queries @ keys.transpose(-1, -2)).to(dtype) / math.sqrt(self.head_dim)
+        scores = (segment.write_queries @ keys.transpose(-1, -2)).to(dtype)
         # ALiBi form: a later fact about the same thing counts more. The constant -slope * (segment end) is left out,
-        # because a softmax does not see it and the end is not known while decoding.
+        # because a softmax does not see it and the end is not known while decoding. In place from here on: no gradient
+        # needs the scores themselves, and writing J x T numbers to fresh memory costs more than computing them.
         slope = self.recency_slope.to(dtype)[None, :, None, None]
-        scores = scores + slope * positions.to(dtype)[:, None, None, :]
+        scores.add_(slope * positions.to(dtype)[:, None, None, :])
         if valid is not None:
-            scores = scores.masked_fill(~valid[:, None, None, :], _NEVER)
+            scores.masked_fill_(~valid[:, None, None, :], _NEVER)
         peak = torch.maximum(past.peak, scores.detach().amax(dim=-1))
-        weights = torch.exp(scores - peak[..., None])
+        scores.sub_(peak[..., None])
+        with torch.no_grad():  # weight and gradient are negligible either way
+            scores.clamp_min_(_FAINTEST)
+        weights = scores.exp_()
         if valid is not None:
             weights = weights * valid[:, None, None, :]
         rescale = torch.exp(past.peak - peak)
@@ -247,12 +282,23 @@ class MemoryBank(nn.Module):
         """
         written = statistics.value / statistics.total.clamp_min(torch.finfo(bank.dtype).tiny)[..., None]
         written = self._merge(written)
-        input_gate = torch.sigmoid(_linear_in(bank.dtype, self.input_gate, written))
-        forget_gate = torch.sigmoid(
+        input_gate = self._gate(_linear_in(bank.dtype, self.input_gate, written))
+        forget_gate = self._gate(
             _linear_in(bank.dtype, self.forget_gate, written)
             + _linear_in(bank.dtype, self.forget_gate_bank, rms_normalise(bank))
         )
         return input_gate * torch.tanh(written) + forget_gate * bank, GateValues(input_gate, forget_gate)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        """Squash to [0, 1]; with a stretch, both ends are reached.
+
+        Source: the hard concrete gate of Learning Sparse Neural Networks through L0 Regularization, arXiv:1712.01312,
+        section 2.1, without its noise.
+        """
+        gate = torch.sigmoid(x)
+        if self.gate_stretch == 0:
+            return gate
+        return ((1 + 2 * self.gate_stretch) * gate - self.gate_stretch).clamp(0, 1)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, N, W] -> [B, H, N, d]."""

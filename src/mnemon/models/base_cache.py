@@ -5,27 +5,98 @@ a `MemoryState`, return new ones, and know how many of the call's tokens are rea
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from mnemon.models.segments import SegmentCall
 
+# Which cached key columns are carried on: runs of neighbouring columns, or indices where ragged rows leave holes.
+Columns = list[slice] | Tensor
 
-class _KeyValueLayer(DynamicLayer):
-    """Keys and values of an attention block; growing by concatenation is already functional."""
 
-    def __init__(self, entry: tuple[Tensor, ...]) -> None:
+class PastView(Protocol):
+    """How a call sees the first cached columns (the keys of attention sinks are moved on).
+
+    Attributes:
+        width: number of first columns concerned.
+        second_copy: whether the moved columns come before the cached ones, or in place of the first.
+    """
+
+    width: int
+    second_copy: bool
+
+    def moved(self, head: Tensor) -> Tensor:
+        """Return the keys [B, H, width, d] at their new positions."""
+
+
+class KeyValueLayer(DynamicLayer):
+    """Keys and values of one attention block during one call.
+
+    Args:
+        entry: cached (keys, values), in one or several pieces (keys, values, keys, values, ...), oldest first.
+        view: how the call sees the first of them; None = as they are.
+    """
+
+    def __init__(self, entry: tuple[Tensor, ...], view: PastView | None = None) -> None:
         super().__init__()
-        if entry:
-            self.lazy_initialization(*entry)
-            self.keys, self.values = entry
+        self.entry = entry
+        self.view = view
+        self.new: tuple[Tensor, ...] = ()
+        self.seen: tuple[Tensor, ...] = ()
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        """Return the cached key columns."""
+        return sum(keys.shape[-2] for keys in self.entry[0::2])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return what the call attends to: the cached keys and values followed by its own, copied only once."""
+        self.new = (key_states, value_states)
+        keys, values = [*self.entry[0::2]], [*self.entry[1::2]]
+        if self.view is not None:
+            moved = self.view.moved(_first_columns(keys, self.view.width))
+            if self.view.second_copy:
+                keys, values = [moved, *keys], [_first_columns(values, self.view.width), *values]
+            else:
+                keys = [moved, *_without_first_columns(keys, self.view.width)]
+        self.seen = (_joined([*keys, key_states]), _joined([*values, value_states]))
+        return self.seen[0], self.seen[1]
+
+    def selected(self, columns: Columns) -> tuple[Tensor, ...]:
+        """Return the columns to carry on, as they were computed, in one piece for each run of columns."""
+        if not self.seen:
+            return self.entry
+        if isinstance(columns, Tensor):
+            whole = (_joined([*self.entry[part::2], self.new[part]]) for part in (0, 1))
+            return tuple(tensor.index_select(-2, columns) for tensor in whole)
+        # The last run is a view of what the call attended to: nothing is copied a second time.
+        altered = 0 if self.view is None or self.view.second_copy else self.view.width
+        extra = self.view.width if self.view is not None and self.view.second_copy else 0
+        runs = [part for run in columns for part in _split_at(run, altered)]
+        pieces: list[Tensor] = []
+        for run in runs:
+            for part in (0, 1):
+                if run.stop <= altered:
+                    piece = _first_columns([*self.entry[part::2]], altered)[..., run, :]
+                else:
+                    piece = self.seen[part][..., run.start + extra : run.stop + extra, :]
+                # A small piece must not hold on to all the columns it was cut from.
+                pieces.append(piece if run is runs[-1] else piece.clone())
+        return tuple(pieces) if pieces else tuple(tensor[..., :0, :] for tensor in self.seen)
+
+    def pieces(self, kept: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return the cached pieces `kept`, and this call's keys and values as a new one.
+
+        Holding pieces instead of their concatenation keeps what a checkpointed segment saves linear in the length.
+        """
+        old = [tensor for index in kept for tensor in self.entry[2 * index : 2 * index + 2]]
+        return (*old, *self.new)
 
 
-class _ConvolutionLayer(LinearAttentionLayer):
+class ConvolutionLayer(LinearAttentionLayer):
     """Last inputs of a short convolution, taken at each row's last real token."""
 
     is_compileable = False
@@ -43,11 +114,11 @@ class _ConvolutionLayer(LinearAttentionLayer):
         kernel = conv_kernel_size or conv_states.shape[-1]
         full = conv_states if self.past is None else torch.cat([self.past, conv_states], dim=-1)
         padded = torch.nn.functional.pad(conv_states, (kernel, 0)) if self.past is None else full
-        lengths = self.call.lengths
         if self.call.is_dense:
             kept = padded[..., -kernel:]
         else:
-            index = torch.from_numpy(lengths[:, None] + np.arange(kernel)[None, :]).to(padded.device)
+            index = torch.arange(kernel)[None, :] + torch.from_numpy(self.call.lengths)[:, None]
+            index = index.to(padded.device)
             kept = padded.gather(-1, index[:, None, :].expand(-1, padded.shape[1], -1))
         self.result = (kept,)
         return full
@@ -60,13 +131,22 @@ class BaseCache(Cache):
         entries: what every block carries (`MemoryState.base`).
         layer_kinds: "attention" or "conv", one per block.
         call: the call about to be made.
+        views: how the call sees each block's cached keys and values; None = as they are.
     """
 
-    def __init__(self, entries: Sequence[tuple[Tensor, ...]], layer_kinds: Sequence[str], call: SegmentCall) -> None:
-        layers: list[Any] = [
-            _ConvolutionLayer(entry, call) if kind == "conv" else _KeyValueLayer(entry)
-            for entry, kind in zip(entries, layer_kinds, strict=True)
+    def __init__(
+        self,
+        entries: Sequence[tuple[Tensor, ...]],
+        layer_kinds: Sequence[str],
+        call: SegmentCall,
+        views: Sequence[PastView | None] | None = None,
+    ) -> None:
+        views = [None] * len(entries) if views is None else views
+        self.states: list[KeyValueLayer | ConvolutionLayer] = [
+            ConvolutionLayer(entry, call) if kind == "conv" else KeyValueLayer(entry, view)
+            for entry, kind, view in zip(entries, layer_kinds, views, strict=True)
         ]
+        layers: list[Any] = list(self.states)
         super().__init__(layers=layers)
         self.attention_index = next((i for i, kind in enumerate(layer_kinds) if kind == "attention"), None)
 
@@ -74,8 +154,8 @@ class BaseCache(Cache):
         """Return the cached key columns."""
         if self.attention_index is None:
             return 0
-        layer: Any = self.layers[self.attention_index]
-        return int(layer.get_seq_length())
+        layer = self.states[self.attention_index]
+        return layer.get_seq_length() if isinstance(layer, KeyValueLayer) else 0
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         """Return None, which keeps the block off its in-place single-token path."""
@@ -85,17 +165,27 @@ class BaseCache(Cache):
         """Return False, for the same reason (older releases ask this way)."""
         return False
 
-    def entries(self, keep: slice | Tensor) -> tuple[tuple[Tensor, ...], ...]:
-        """Return what every block carries on, with the key columns `keep` (a slice, or indices)."""
-        return tuple(
-            layer.result if isinstance(layer, _ConvolutionLayer) else _select_columns(layer, keep)
-            for layer in self.layers
-        )
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
 
 
-def _select_columns(layer: Any, keep: slice | Tensor) -> tuple[Tensor, ...]:
-    if not layer.is_initialized:
-        return ()
-    if isinstance(keep, slice):
-        return layer.keys[:, :, keep], layer.values[:, :, keep]
-    return layer.keys.index_select(2, keep), layer.values.index_select(2, keep)
+def _first_columns(pieces: list[Tensor], width: int) -> Tensor:
+    """Return the first `width` columns of pieces laid end to end."""
+    if pieces[0].shape[-2] >= width:
+        return pieces[0][..., :width, :]
+    return _joined(pieces)[..., :width, :]
+
+
+def _without_first_columns(pieces: list[Tensor], width: int) -> list[Tensor]:
+    left = []
+    for piece in pieces:
+        skipped = min(width, piece.shape[-2])
+        width -= skipped
+        if skipped < piece.shape[-2]:
+            left.append(piece[..., skipped:, :])
+    return left
+
+
+def _split_at(run: slice, edge: int) -> list[slice]:
+    return [slice(run.start, edge), slice(edge, run.stop)] if run.start < edge < run.stop else [run]

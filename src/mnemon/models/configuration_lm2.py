@@ -33,10 +33,15 @@ class LM2Config(PreTrainedConfig):
             the plain decoder (restricted to `attention_span` if one is given).
         attention_span: a token sees itself and the `attention_span - 1` tokens before it; None = every earlier token.
             At least `segment_length`, otherwise tokens would be in neither attention nor bank.
-        attention_sinks: first tokens that stay visible beyond the span. Only 0 is supported at present.
+        attention_sinks: first tokens that stay visible beyond the span; a pretrained decoder collapses once its first
+            tokens are gone. Their keys are moved along, so that no distance exceeds the span plus the sinks.
         read_top_k: slots a token may read per head; None = all.
         retention: share of the bank that one complete pass over all blocks keeps at initialisation, in (0, 1).
+        gate_stretch: how far the input and forget gates are stretched beyond (0, 1) before they are cut off there, so
+            that they can close and open completely; 0 = the paper's sigmoid.
         bptt_segments: segments that gradients flow through; None = all.
+        blocks_path: where the decoder's blocks are, as a dotted path such as `model.layers`; None = found by structure.
+        attention_name: name of the attention inside a block, such as `self_attn`; None = found by structure.
     Raises:
         ConfigError: for an unknown key (the nearest known one is named) or a value out of range.
     """
@@ -56,11 +61,15 @@ class LM2Config(PreTrainedConfig):
     attention_sinks: int = 0
     read_top_k: int | None = None
     retention: float = 0.9
+    gate_stretch: float = 0.0
     bptt_segments: int | None = None
+    blocks_path: str | None = None
+    attention_name: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         self.base_config = _as_config(self.base_config)
+        _refuse_unsupported(self.base_config)
         for mirrored in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs[mirrored] = getattr(self.base_config, mirrored, None)
         # Setting our own choice (None by default) would overwrite the one an already built decoder runs with.
@@ -107,13 +116,19 @@ class LM2Config(PreTrainedConfig):
             raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {self.flow!r}")
         if not 0.0 < self.retention < 1.0:
             raise ConfigError(f"retention must lie strictly between 0 and 1, got {self.retention}")
+        if not 0.0 <= self.gate_stretch < 1.0:
+            raise ConfigError(f"gate_stretch must be at least 0 and below 1, got {self.gate_stretch}")
         if self.attention_span is not None and self.attention_span < self.segment_length:
             raise ConfigError(
                 f"attention_span={self.attention_span} is below segment_length={self.segment_length}; some tokens "
                 "would be in neither attention nor bank: raise the span or shorten the segments"
             )
-        if self.attention_sinks != 0:
-            raise ConfigError(f"attention_sinks={self.attention_sinks} is not supported yet; use 0")
+        if self.attention_sinks < 0:
+            raise ConfigError(f"attention_sinks must be at least 0, got {self.attention_sinks}")
+        if self.attention_sinks and self.attention_span is None:
+            raise ConfigError(
+                f"attention_sinks={self.attention_sinks} needs an attention_span; without one every token stays visible"
+            )
         layers = self.memory_layers or ()
         for index in layers:
             if not 0 <= index < self.num_hidden_layers:
@@ -122,6 +137,17 @@ class LM2Config(PreTrainedConfig):
                 )
         if len(set(layers)) != len(layers):
             raise ConfigError(f"memory_layers names a block twice: {list(layers)}")
+
+
+def _refuse_unsupported(base_config: PreTrainedConfig) -> None:
+    kind = base_config.model_type
+    if base_config.is_encoder_decoder:
+        raise ConfigError(f"{kind} is an encoder-decoder; LM2 needs a decoder-only model")
+    if base_config.get_text_config() is not base_config:
+        raise ConfigError(f"{kind} reads more than text; pass its text decoder ({kind}_text or alike)")
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if not isinstance(getattr(base_config, name, None), int):
+            raise ConfigError(f"{kind} has no {name}; LM2 needs the configuration of a decoder-only language model")
 
 
 def _as_config(base_config: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

@@ -4,32 +4,45 @@ The decoder is called once per segment with hooks that add the memory term (`mne
 from segment to segment is a `MemoryState`. The mathematics is in `mnemon.layers.memory_bank` and `docs/lm2.md`.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mnemon.errors import ConfigError, ShapeError, StateError
-from mnemon.layers.memory_bank import (
-    BankProjection,
-    MemoryBank,
-    SegmentRead,
-    WriteStatistics,
-    initial_bank,
-    state_dtype,
-)
-from mnemon.models.base_cache import BaseCache
+from mnemon.layers.memory_bank import BankProjection, MemoryBank, initial_bank, state_dtype
+from mnemon.layers.memory_diagnostics import MemoryDiagnostics
+from mnemon.models.adapter import load_adapter, save_adapter
+from mnemon.models.base_model import BaseReference, as_base, describe, freeze
 from mnemon.models.configuration_lm2 import LM2Config
-from mnemon.models.graft import Block, attached, find_blocks, memory_blocks
-from mnemon.models.masks import as_attention_mask, call_key_positions, visibility
-from mnemon.models.segments import SegmentCall, gather_columns, host_mask, plan_calls, scatter_columns
+from mnemon.models.graft import Block, memory_blocks
+from mnemon.models.memory_segments import MemorySegments
+from mnemon.models.segmented_decoder import SegmentedDecoder
+from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, host_mask, plan_calls
 from mnemon.models.state import MemoryCache, MemoryState
+
+_DEFAULT_SINKS = 4
+
+
+@dataclass
+class LM2Output(CausalLMOutputWithPast):
+    """Hugging Face's output, and what the memory did.
+
+    Attributes:
+        diagnostics: means by name, scalars (see `MemoryDiagnostics`), if they were asked for.
+    """
+
+    diagnostics: dict[str, Tensor] | None = None
 
 
 class LM2PreTrainedModel(PreTrainedModel):
@@ -37,7 +50,7 @@ class LM2PreTrainedModel(PreTrainedModel):
 
     config: LM2Config
     base_model_prefix = "base"
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -71,11 +84,22 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
     """
 
     initial_memory: Tensor
+    base_reference: BaseReference | None = None  # known once the base is frozen
 
     def __init__(self, config: LM2Config, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.base = AutoModelForCausalLM.from_config(config.base_config) if base is None else base
-        indices = memory_blocks(find_blocks(self.base), config.memory_layers)
+        self.base = _new_base(config) if base is None else base
+        self.segmented = SegmentedDecoder(
+            self.base,
+            config.segment_length,
+            config.attention_span,
+            config.attention_sinks,
+            config.blocks_path,
+            config.attention_name,
+        )
+        self.gradient_checkpointing = False
+        self._collector: MemoryDiagnostics | None = None
+        indices = memory_blocks(self.blocks, config.memory_layers)
         # One pass over all blocks keeps `retention` of a bank; in flow `depth` the pass is as many updates as blocks.
         updates = len(indices) if config.flow == "depth" else 1
         kept_per_update = config.retention ** (1 / max(updates, 1))
@@ -86,7 +110,8 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
                     config.num_slots,
                     _slot_dim(config),
                     config.num_memory_heads,
-                    forget_bias=float(np.log(kept_per_update / (1 - kept_per_update))),
+                    retention=kept_per_update,
+                    gate_stretch=config.gate_stretch,
                     read_top_k=config.read_top_k,
                 )
                 for index in indices
@@ -96,36 +121,68 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_base(cls, model_or_name: PreTrainedModel | str, **options: Any) -> Self:
+    def from_base(cls, model_or_name: PreTrainedModel | str | Path, freeze_base: bool = False, **options: Any) -> Self:
         """Graft a fresh memory on a pretrained decoder without changing a logit within the first segment.
 
         The memory's output projection starts at zero, so the model with a fresh memory equals the model without.
 
         Args:
-            model_or_name: a loaded causal language model (used as it is, not copied), or what
-                `AutoModelForCausalLM.from_pretrained` takes.
-            **options: fields of `LM2Config`.
+            model_or_name: a loaded causal language model (used as it is, not copied), with or without PEFT layers, or
+                a folder, shipped checkpoint or hub name.
+            freeze_base: train the memory alone: the base's own weights no longer require gradients, and are
+                fingerprinted (one pass over them), so that `save_adapter` can say what the memory belongs to.
+            **options: fields of `LM2Config`. With an `attention_span`, `attention_sinks` is 4 unless given: a
+                pretrained decoder collapses once its first tokens are out of sight.
+        Raises:
+            ConfigError: if an option is wrong, or the decoder cannot be grafted on: of a kind that is not understood,
+                or with other logits when it reads a text in pieces (tried on a few tokens).
+            CheckpointError: if there is no such model, or its files are damaged.
         """
-        base = AutoModelForCausalLM.from_pretrained(model_or_name) if isinstance(model_or_name, str) else model_or_name
+        base = as_base(model_or_name)
+        if options.get("attention_span") is not None:
+            options.setdefault("attention_sinks", _DEFAULT_SINKS)
         config = LM2Config(base_config=base.config, dtype=base.dtype, **options)
         training = base.training
         model = cls(config, base)  # a decoder that has its weights keeps them
+        model.segmented.verify()
         with torch.no_grad():
             for bank in model.banks:
                 bank.output.weight.zero_()
         model.memory.to(device=base.device, dtype=base.dtype)
         model.initial_memory = model.initial_memory.to(base.device)
+        if freeze_base:
+            freeze(base)
+            model.base_reference = describe(base)
         return model.train(training)
+
+    @classmethod
+    def from_adapter(cls, folder: str | Path, base: PreTrainedModel | str | Path | None = None) -> Self:
+        """Put a memory saved by `save_adapter` on its base (see `mnemon.models.adapter.load_adapter`)."""
+        return load_adapter(cls, folder, base)
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the memory alone, without the base (see `mnemon.models.adapter.save_adapter`)."""
+        return save_adapter(self, folder)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; a base without trainable parameters stays in evaluation mode, so without dropout."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.base.parameters()):
+            self.base.eval()
+        return self
 
     @property
     def banks(self) -> list[MemoryBank]:
         """The memory banks in block order."""
-        return [bank for bank in self.memory.values() if isinstance(bank, MemoryBank)]
+        banks = [bank for bank in self.memory.values() if isinstance(bank, MemoryBank)]
+        if len(banks) < len(self.memory):  # going on would mean running without memory
+            raise ConfigError("PEFT has wrapped the memory; leave it out of modules_to_save and train it as it is")
+        return banks
 
     @property
     def blocks(self) -> list[Block]:
         """The decoder's blocks."""
-        return find_blocks(self.base)
+        return self.segmented.blocks
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the decoder's token embedding."""
@@ -155,6 +212,26 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         self.base.set_attn_implementation(attn_implementation, *args, **kwargs)
         self.config._attn_implementation_internal = self.base.config._attn_implementation
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
+        """Recompute each segment in the backward pass instead of keeping its activations.
+
+        The whole segment, a pure function of (tokens, state), is checkpointed; the decoder's own per-block switch stays
+        off, because it drops the cache that carries the state. `gradient_checkpointing_kwargs` are accepted as Hugging
+        Face passes them; only `use_reentrant=False` exists.
+        """
+        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ConfigError("use_reentrant=True cannot carry a memory state; leave it out")
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations again."""
+        self.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether segments are recomputed in the backward pass."""
+        return self.gradient_checkpointing
+
     def initial_state(self, batch_size: int) -> MemoryState:
         """Return the state before the first token."""
         config = self.config
@@ -163,12 +240,10 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         bank = self.initial_memory.to(dtype=state_dtype(like.dtype), device=like.device)
         bank = bank.expand(batch_size, layers, -1, -1)
         return MemoryState(
-            counts=(0,) * batch_size,
+            decoder=self.segmented.initial_state(batch_size),
             bank=bank,
             kept=torch.ones_like(bank),
             statistics=tuple(memory.empty_statistics(batch_size, like) for memory in self.banks),
-            base=((),) * config.num_hidden_layers,
-            key_positions=np.zeros((batch_size, 0), dtype=np.int64),
         )
 
     def forward(
@@ -182,8 +257,9 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         knock_out_memory: bool = False,
+        output_diagnostics: bool = False,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> LM2Output:
         """Compute next-token logits, and the loss if labels are given.
 
         Args:
@@ -196,8 +272,9 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             use_cache: whether to return a cache; default: not while training.
             logits_to_keep: number of last columns to compute logits for (0 = all), or their indices.
             knock_out_memory: run without the memory (no read, no write): the knocked-out control.
+            output_diagnostics: whether to return what the memory did (see `MemoryDiagnostics`).
         Returns:
-            Logits [B, columns kept, vocabulary], loss, cache.
+            Logits [B, columns kept, vocabulary], loss, cache, diagnostics.
         Raises:
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
             StateError: for a cache that is not this model's or of another batch size.
@@ -207,18 +284,29 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         cache = self._check_cache(past_key_values, batch_size)
         state = self.initial_state(batch_size) if cache is None or cache.state is None else cache.state
         mask = host_mask(attention_mask, batch_size, width)
-        hidden, state = self._stream(inputs, mask, state, knock_out_memory)
+        wanted = _wanted_columns(logits_to_keep, width)
         if use_cache is None:
             use_cache = not self.training
-        if use_cache or cache is not None:
+        carry_on = use_cache or cache is not None
+        collector = MemoryDiagnostics() if output_diagnostics else self._collector
+        logits, state = self._stream(inputs, mask, state, wanted, knock_out_memory, carry_on, collector)
+        if carry_on:
             cache = MemoryCache() if cache is None else cache
             cache.memory.state, cache.memory.columns = state, cache.memory.columns + width
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-        logits = self._logits(hidden if isinstance(keep, int) else hidden[:, keep])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        means = collector.means() if output_diagnostics and collector is not None else None
+        return LM2Output(loss=loss, logits=logits, past_key_values=cache, diagnostics=means)
+
+    @contextmanager
+    def collect_diagnostics(self) -> Iterator[MemoryDiagnostics]:
+        """Collect what the memory does in all forward passes within the context, those of `generate` included."""
+        self._collector = MemoryDiagnostics()
+        try:
+            yield self._collector
+        finally:
+            self._collector = None
 
     def generate(
         self, inputs: Tensor | None = None, *args: Any, memory: MemoryState | None = None, **kwargs: Any
@@ -292,146 +380,65 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
                 raise StateError(f"the memory holds {state.batch_size} rows, the input has {batch_size}")
             layers = 1 if self.config.flow == "depth" else len(self.banks)
             bank = (layers, *self.initial_memory.shape)
-            blocks = self.config.num_hidden_layers
-            if state.bank.shape[1:] != bank or len(state.base) != blocks:
+            blocks, found = self.config.num_hidden_layers, len(state.decoder.base)
+            if state.bank.shape[1:] != bank or found != blocks:
                 raise StateError(
-                    f"the memory is of another model: bank {list(state.bank.shape[1:])}, {len(state.base)} blocks; "
+                    f"the memory is of another model: bank {list(state.bank.shape[1:])}, {found} blocks; "
                     f"this one has bank {list(bank)}, {blocks} blocks"
                 )
         return cache
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.get_output_embeddings()(hidden)
-        cap = getattr(self.config.base_config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
     def _stream(
-        self, inputs: Tensor, mask: np.ndarray | None, state: MemoryState, knock_out: bool
+        self,
+        inputs: Tensor,
+        mask: np.ndarray | None,
+        state: MemoryState,
+        wanted: np.ndarray | None,
+        knock_out: bool,
+        carry_on: bool,
+        diagnostics: MemoryDiagnostics | None,
     ) -> tuple[Tensor, MemoryState]:
-        """Run all segments of an input; returns final hidden states [B, T, D] and the new state."""
-        width = inputs.shape[1]
-        calls = plan_calls(mask, width, state.counts, self.config.segment_length)
-        if not calls:  # every token is masked: nothing happens, and the logits are undefined
-            embedded = self.get_input_embeddings()(inputs) if inputs.ndim == 2 else inputs
-            return torch.zeros_like(embedded), state
-        blocks = self.blocks
-        pieces = []
-        for number, call in enumerate(calls):
-            if self.config.bptt_segments and number and (len(calls) - number) % self.config.bptt_segments == 0:
+        """Run all segments of an input; returns the logits of the wanted columns [B, kept, V] and the new state.
+
+        Only what is wanted is kept of a segment, so without gradients the memory needed does not grow with the input.
+        Where nobody carries on from the state (`carry_on` is False), the last segment writes nothing.
+        """
+        batch_size, width = inputs.shape[:2]
+        length = self.config.segment_length
+        total = count_calls(mask, width, state.counts, length)
+        kept = width if wanted is None else len(wanted)
+        if total == 0:  # every token is masked: nothing happens, and the logits are undefined
+            return self._embedding_weight().new_zeros(batch_size, kept, self.config.vocab_size), state
+        real = width if mask is None else mask.sum(axis=1)
+        self.segmented.check_positions(np.asarray(state.counts) + real)
+        self.segmented.prepare()
+        recomputes = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        segments = MemorySegments(
+            self.segmented,
+            {} if knock_out else {int(index): bank for index, bank in zip(self.memory, self.banks, strict=True)},
+            self.config.flow,
+            keep_pieces=recomputes,
+            diagnostics=diagnostics,
+            initial=self.initial_memory,
+        )
+        run: Any = partial(checkpoint, segments.run, use_reentrant=False) if recomputes else segments.run
+        collector = ColumnCollector(batch_size, width, wanted)
+        for number, call in enumerate(plan_calls(mask, width, state.counts, length)):
+            if self.config.bptt_segments and number and (total - number) % self.config.bptt_segments == 0:
                 state = state.detach()
-            hidden, state = self._run_call(gather_columns(inputs, call), call, state, blocks, knock_out)
-            pieces.append(hidden)
-        return scatter_columns(pieces, calls, width), state
+            slots = collector.slots(call)
+            writes = carry_on or number + 1 < total
+            logits, state = run(gather_columns(inputs, call), call, state, slots, writes)
+            collector.add(logits, call, slots)
+        return collector.result(), state
 
-    def _run_call(
-        self, inputs: Tensor, call: SegmentCall, state: MemoryState, blocks: Sequence[Block], knock_out: bool
-    ) -> tuple[Tensor, MemoryState]:
-        """Run one call of the decoder, within one segment of every row."""
-        cache = BaseCache(state.base, [block.kind for block in blocks], call)
-        keys = call_key_positions(state.key_positions, call)
-        arguments = {
-            "input_ids" if inputs.ndim == 2 else "inputs_embeds": inputs,
-            "attention_mask": self._attention_mask(keys, call, blocks, inputs.device),
-            "position_ids": _call_tensor(call.positions(), call, inputs.device),
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        banks = [] if knock_out else self.banks
-        segments = [bank.open_segment(self._segment_bank(state, order)) for order, bank in enumerate(banks)]
-        statistics = list(state.statistics)
-        with attached(blocks, self._memory_indices() if banks else [], self._term(call, segments, statistics)):
-            hidden = self.get_decoder()(**arguments).last_hidden_state
-        counts = call.starts + call.lengths
-        keep, columns = self._columns_to_keep(keys, counts, inputs.device)
-        state = replace(
-            state,
-            counts=tuple(int(count) for count in counts),
-            base=cache.entries(keep),
-            key_positions=keys[:, columns],
-            statistics=tuple(statistics),
-        )
-        return hidden, self._close_segments(state, call) if banks and call.completes.any() else state
 
-    def _memory_indices(self) -> list[int]:
-        return [int(index) for index in self.memory]
-
-    def _segment_bank(self, state: MemoryState, order: int) -> Tensor:
-        return state.bank[:, 0 if self.config.flow == "depth" else order]
-
-    def _term(self, call: SegmentCall, segments: list[SegmentRead], statistics: list[WriteStatistics]) -> Any:
-        """Build the memory term of every block; as a side effect it replaces the entries of `statistics`."""
-        positions = call.positions() % self.config.segment_length
-        valid = None if call.is_dense else np.arange(call.width)[None, :] < call.lengths[:, None]
-
-        def term(order: int, h: Tensor, x: Tensor, attended: Tensor) -> Tensor:
-            bank = self.banks[order]
-            added, _ = bank.read(x, segments[order])
-            statistics[order] = bank.gather(
-                h + attended + added,
-                _call_tensor(positions, call, h.device),
-                None if valid is None else torch.from_numpy(valid).to(h.device),
-                segments[order],
-                statistics[order],
-            )
-            return added
-
-        return term
-
-    def _close_segments(self, state: MemoryState, call: SegmentCall) -> MemoryState:
-        """Update the bank of every row whose segment is complete, block after block, and empty its statistics."""
-        everywhere = bool(call.completes.all())
-        complete = None if everywhere else torch.from_numpy(call.completes).to(state.bank.device)
-        depth = self.config.flow == "depth"
-        banks, kept = list(state.bank.unbind(1)), list(state.kept.unbind(1))
-        for order, bank in enumerate(self.banks):
-            index = 0 if depth else order
-            updated, gates = bank.update(banks[index], state.statistics[order])
-            banks[index] = _where(complete, updated, banks[index])
-            kept[index] = _where(complete, kept[index] * gates.forget_gate.detach(), kept[index])
-        statistics = []
-        for bank, old in zip(self.banks, state.statistics, strict=True):
-            empty = bank.empty_statistics(state.batch_size, bank.output.weight)
-            statistics.append(WriteStatistics(*(_where(complete, e, o) for e, o in zip(empty, old, strict=True))))
-        return replace(
-            state, bank=torch.stack(banks, dim=1), kept=torch.stack(kept, dim=1), statistics=tuple(statistics)
-        )
-
-    def _attention_mask(
-        self, keys: np.ndarray, call: SegmentCall, blocks: Sequence[Block], device: torch.device
-    ) -> Any:
-        """Mask for the decoder: None (its own causal mask), a 4-D tensor, or one per layer type."""
-        windows = {block.window for block in blocks if block.attention is not None}
-        seen = {window: visibility(keys, call, _narrower(window, self.config.attention_span)) for window in windows}
-        if all(pattern is None for pattern in seen.values()):
-            return None
-        cached = keys.shape[1] - call.width
-        causal = np.tri(call.width, keys.shape[1], cached, dtype=bool)[None]
-        implementation = self.get_decoder().config._attn_implementation
-        masks = {
-            window: as_attention_mask(causal if pattern is None else pattern, implementation, self.dtype, device)
-            for window, pattern in seen.items()
-        }
-        layer_types = getattr(self.config.base_config, "layer_types", None)
-        if layer_types is None:
-            return next(iter(masks.values()))
-        by_type: dict[str, Tensor | None] = {}
-        for layer_type, block in zip(layer_types, blocks, strict=True):
-            by_type[layer_type] = None if block.attention is None else masks[block.window]
-        return by_type
-
-    def _columns_to_keep(
-        self, keys: np.ndarray, counts: np.ndarray, device: torch.device
-    ) -> tuple[slice | Tensor, slice | np.ndarray]:
-        """Choose the key columns that some later token still sees: for the tensors, and for the host's positions."""
-        span = self.config.attention_span
-        oldest = np.zeros_like(counts) if span is None else counts - span + 1
-        needed = ((keys >= 0) & (keys >= oldest[:, None])).any(axis=0)
-        columns = np.flatnonzero(needed)
-        if len(columns) == 0:
-            return slice(keys.shape[1], None), slice(keys.shape[1], None)
-        if len(columns) == keys.shape[1] - columns[0]:
-            return slice(int(columns[0]), None), slice(int(columns[0]), None)
-        return torch.from_numpy(columns).to(device), columns
+def _new_base(config: LM2Config) -> PreTrainedModel:
+    try:
+        base: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config)
+    except ValueError as error:  # a kind of model the library has no causal language model for
+        raise ConfigError(f"base_config: {str(error).splitlines()[0]}") from error
+    return base
 
 
 def _slot_dim(config: LM2Config) -> int:
@@ -439,19 +446,15 @@ def _slot_dim(config: LM2Config) -> int:
     return cast(int, config.slot_dim)
 
 
-def _call_tensor(values: np.ndarray, call: SegmentCall, device: torch.device) -> Tensor:
-    """Put per-token numbers [B, width] on the device, as one row where all rows agree."""
-    return torch.from_numpy(values[:1] if call.is_uniform else values).to(device)
+def _stacked(layers: list[Tensor]) -> Tensor:
+    return layers[0][:, None] if len(layers) == 1 else torch.stack(layers, dim=1)
 
 
-def _where(condition: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    """Choose rows of `new` where `condition` [B] holds; None = everywhere."""
-    return new if condition is None else torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def _narrower(window: int | None, span: int | None) -> int | None:
-    limits = [limit for limit in (window, span) if limit is not None]
-    return min(limits) if limits else None
+def _wanted_columns(logits_to_keep: int | Tensor, width: int) -> np.ndarray | None:
+    """Return the columns whose logits are wanted; None = all."""
+    if isinstance(logits_to_keep, Tensor):
+        return np.arange(width)[logits_to_keep.cpu().numpy()]
+    return None if logits_to_keep in (0, width) else np.arange(width)[-logits_to_keep:]
 
 
 def _check_prompt(prompt: Tensor, attention_mask: Tensor | None) -> None:

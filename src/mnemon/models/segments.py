@@ -8,6 +8,7 @@ segments. Everything here runs on the host.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,29 +33,40 @@ class SegmentCall:
     starts: np.ndarray
     completes: np.ndarray
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Columns of the call."""
         return int(self.columns.shape[1])
 
-    @property
+    @cached_property
     def is_dense(self) -> bool:
         """Whether no column is blank."""
         return bool((self.lengths == self.width).all())
 
-    @property
+    @cached_property
     def is_uniform(self) -> bool:
         """Whether the call is dense and all rows take the same columns from the same position."""
         same_columns = bool((self.columns == self.columns[:1]).all())
         return self.is_dense and same_columns and bool((self.starts == self.starts[0]).all())
 
+    @cached_property
     def positions(self) -> np.ndarray:
-        """Position of every token in its row (real tokens before it), [B, width]; blanks continue the count."""
-        return self.starts[:, None] + np.arange(self.width)[None, :]
+        """Position of every token in its row (real tokens before it), [B, width]; blanks repeat the last one."""
+        offsets = np.minimum(np.arange(self.width)[None, :], np.maximum(self.lengths - 1, 0)[:, None])
+        return self.starts[:, None] + offsets
 
 
-def plan_calls(mask: np.ndarray | None, width: int, counts: Sequence[int], segment_length: int) -> list[SegmentCall]:
-    """Cut an input of `width` columns into calls.
+def count_calls(mask: np.ndarray | None, width: int, counts: Sequence[int], segment_length: int) -> int:
+    """Return how many calls `plan_calls` makes."""
+    taken = np.asarray(counts, dtype=np.int64) % segment_length
+    real = np.full(len(taken), width) if mask is None else mask.sum(axis=1)
+    return int(np.where(real > 0, -(-(taken + real) // segment_length), 0).max())
+
+
+def plan_calls(
+    mask: np.ndarray | None, width: int, counts: Sequence[int], segment_length: int
+) -> Iterator[SegmentCall]:
+    """Cut an input of `width` columns into calls, one at a time (a long input is never laid out as a whole).
 
     Args:
         mask: True where a token is real, [B, width]; None = everywhere.
@@ -63,21 +75,16 @@ def plan_calls(mask: np.ndarray | None, width: int, counts: Sequence[int], segme
         segment_length: tokens C per segment.
     """
     batch = len(counts)
-    real = [np.arange(width)] * batch if mask is None else [np.flatnonzero(row) for row in mask]
+    real = None if mask is None else [np.flatnonzero(row) for row in mask]
     position = np.array(counts, dtype=np.int64)
     taken = np.zeros(batch, dtype=np.int64)
-    remaining = np.array([len(columns) for columns in real], dtype=np.int64)
-    return list(_calls(real, position, taken, remaining, segment_length))
-
-
-def _calls(
-    real: list[np.ndarray], position: np.ndarray, taken: np.ndarray, remaining: np.ndarray, segment_length: int
-) -> Iterator[SegmentCall]:
+    remaining = np.array([width if real is None else len(real[row]) for row in range(batch)], dtype=np.int64)
     while remaining.any():
         lengths = np.minimum(remaining, segment_length - position % segment_length)
-        columns = np.full((len(real), int(lengths.max())), -1, dtype=np.int64)
+        columns = np.full((batch, int(lengths.max())), -1, dtype=np.int64)
         for row, length in enumerate(lengths):
-            columns[row, :length] = real[row][taken[row] : taken[row] + length]
+            first = taken[row]
+            columns[row, :length] = np.arange(first, first + length) if real is None else real[row][first:][:length]
         completes = (lengths > 0) & ((position + lengths) % segment_length == 0)
         yield SegmentCall(columns, lengths, position.copy(), completes)
         position, taken, remaining = position + lengths, taken + lengths, remaining - lengths
@@ -111,16 +118,43 @@ def gather_columns(tensor: Tensor, call: SegmentCall) -> Tensor:
     return tensor.gather(1, index)
 
 
-def scatter_columns(pieces: list[Tensor], calls: list[SegmentCall], width: int) -> Tensor:
-    """Put the calls' outputs [B, w, D] back at their input columns, [B, width, D]; masked columns are undefined."""
-    joined = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
-    if all(call.is_uniform for call in calls) and joined.shape[1] == width:
-        return joined
-    source = np.zeros((len(calls[0].lengths), width), dtype=np.int64)
-    offset = 0
-    for call in calls:
-        rows, slots = np.nonzero(call.columns >= 0)
-        source[rows, call.columns[rows, slots]] = offset + slots
-        offset += call.width
-    index = torch.from_numpy(source).to(joined.device)[..., None].expand(-1, -1, joined.shape[-1])
-    return joined.gather(1, index)
+class ColumnCollector:
+    """Gather what the calls computed for chosen input columns, and put it in the input's order.
+
+    Args:
+        batch_size: rows B.
+        width: columns of the input.
+        wanted: the input columns to keep, in the order of the result; None = all.
+    """
+
+    def __init__(self, batch_size: int, width: int, wanted: np.ndarray | None) -> None:
+        self.place = np.full(width, -1, dtype=np.int64)  # column -> where it goes in the result
+        kept = np.arange(width) if wanted is None else wanted
+        self.place[kept] = np.arange(len(kept))
+        self.repeats = None if wanted is None else self.place[wanted]  # a column may be asked for twice
+        self.source = np.zeros((batch_size, len(kept)), dtype=np.int64)
+        self.pieces: list[Tensor] = []
+        self.offset = 0
+
+    def slots(self, call: SegmentCall) -> np.ndarray:
+        """Return the call's columns that hold a wanted token in at least one row."""
+        wanted = (call.columns >= 0) & (self.place[call.columns] >= 0)
+        return np.flatnonzero(wanted.any(axis=0))
+
+    def add(self, piece: Tensor, call: SegmentCall, slots: np.ndarray) -> None:
+        """Take the outputs [B, len(slots), ...] of a call for its columns `slots`."""
+        columns = call.columns[:, slots]
+        target = np.where(columns >= 0, self.place[columns], -1)
+        rows, order = np.nonzero(target >= 0)
+        self.source[rows, target[rows, order]] = self.offset + order
+        self.pieces.append(piece)
+        self.offset += len(slots)
+
+    def result(self) -> Tensor:
+        """Return the outputs in the order of the wanted columns, [B, wanted, ...]; masked columns are undefined."""
+        joined = torch.cat(self.pieces, dim=1) if len(self.pieces) > 1 else self.pieces[0]
+        source = self.source if self.repeats is None else self.source[:, self.repeats]
+        if joined.shape[1] == source.shape[1] and (source == np.arange(source.shape[1])).all():
+            return joined
+        index = torch.from_numpy(source).to(joined.device)[..., None].expand(-1, -1, joined.shape[-1])
+        return joined.gather(1, index)

@@ -7,13 +7,13 @@ tensors between states (`branch`) is safe. `MemoryCacheLayer` lets the state rid
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mnemon.errors import StateError
-from mnemon.layers.memory_bank import WriteStatistics
+from mnemon.layers.memory_bank import SegmentRead, WriteStatistics
+from mnemon.models.segmented_decoder import DecoderState
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,24 @@ class MemoryState:
     """State of a batch of sequences after some tokens.
 
     Attributes:
-        counts: real tokens read so far, one number per row; kept on the host so that decoding never waits for a device.
+        decoder: what the decoder itself carries.
         bank: memory slots, [B, 1, J, W] in flow `depth`, [B, blocks with memory, J, W] in flow `layer`.
         kept: running product of the forget gates, same shape as `bank`: how much of the initial bank is left.
         statistics: write statistics of the unfinished segment, one entry per block with memory.
-        base: what the decoder's own blocks carry, one entry per block: (keys, values) of an attention block,
-            (convolution state,) of a convolution block, () before the first token.
-        key_positions: position of every cached key column, [B, columns], -1 for a blank column; on the host.
+        projections: the running segment's projections of the bank, one entry per block with memory; empty where they
+            have to be computed (again). They follow from the bank, and spare decoding 6JW² operations per token.
     """
 
-    counts: tuple[int, ...]
+    decoder: DecoderState
     bank: Tensor
     kept: Tensor
     statistics: tuple[WriteStatistics, ...]
-    base: tuple[tuple[Tensor, ...], ...]
-    key_positions: np.ndarray = field(repr=False)
+    projections: tuple[SegmentRead, ...] = field(default=(), repr=False)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Real tokens read so far, one number per row."""
+        return self.decoder.counts
 
     @property
     def batch_size(self) -> int:
@@ -59,29 +62,28 @@ class MemoryState:
 
         Source: what Hugging Face's beam search asks of a cache (`reorder_cache`).
         """
-        host_rows = rows.tolist()
         chosen = self._map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
-        counts = tuple(self.counts[row] for row in host_rows)
-        return replace(chosen, counts=counts, key_positions=self.key_positions[host_rows])
+        return replace(chosen, decoder=self.decoder.select(rows, rows.tolist()))
 
     def num_bytes(self) -> int:
-        """Return the bytes all tensors of the state take."""
+        """Return the bytes all tensors of the state take, without what follows from others."""
         sizes: list[int] = []
 
         def note(tensor: Tensor) -> Tensor:
             sizes.append(tensor.numel() * tensor.element_size())
             return tensor
 
-        self._map(note)
+        replace(self, projections=())._map(note)
         return sum(sizes)
 
     def _map(self, function: Any) -> Self:
         return replace(
             self,
+            decoder=self.decoder.map(function),
             bank=function(self.bank),
             kept=function(self.kept),
             statistics=tuple(WriteStatistics(*map(function, entry)) for entry in self.statistics),
-            base=tuple(tuple(map(function, entry)) for entry in self.base),
+            projections=tuple(SegmentRead(*map(function, entry)) for entry in self.projections),
         )
 
 

@@ -20,59 +20,66 @@ from transformers import (
 
 from mnemon.data.tokenizer import default_training_texts, train_tokenizer
 from mnemon.errors import CheckpointError, ConfigError
-from mnemon.models.loading import shipped_checkpoints
+from mnemon.models.names import resolve, shipped_checkpoints
 from mnemon.training.recipe import ModelSection, Recipe
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Return the recipe's tokenizer: of `model.init_from`, of `tokenizer.path`, or trained on the training text.
+    """Return the recipe's tokenizer: read from `Recipe.tokenizer_source`, or trained on the training text.
 
     Raises:
-        ConfigError: the tokenizer cannot be read or has no pad or end-of-text token.
+        ConfigError: the tokenizer cannot be read or has no end-of-text token, or no pad token where the decoder is not
+            a pretrained one (those pad with the end of text where they have nothing better).
     """
-    source = recipe.tokenizer.path or recipe.model.init_from
+    source = recipe.tokenizer_source
     if source is None:
         texts = default_training_texts(recipe.tokenizer.seed)
         return train_tokenizer(texts, recipe.tokenizer.vocab_size)
     try:
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(_checkpoint_folder(source))
+        place = resolve(source) if source == recipe.model.from_base else _checkpoint_folder(source)
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer in {source}: {str(error).splitlines()[0]}") from None
+    if tokenizer.pad_token_id is None and recipe.model.from_base is not None:
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer in {source} needs a pad and an end-of-text token")
     return tokenizer
 
 
 def build_model(recipe: Recipe, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None = None) -> PreTrainedModel:
-    """Return the recipe's model, float32, with weights drawn from the recipe's seed or read from `init_from`.
+    """Return the recipe's model, float32, with weights drawn from the recipe's seed or read from where it says.
 
     Args:
         recipe: of the run.
-        vocab_size: rows of the embedding.
+        vocab_size: rows of the embedding; a pretrained decoder has its own, and at least as many.
         tokenizer: gives the special token ids; None leaves 0 (pad), 1 (begin), 2 (end).
 
     Raises:
-        ConfigError: the configuration is refused; CheckpointError: `init_from` does not fit.
+        ConfigError: the configuration is refused, or the tokenizer does not fit the pretrained decoder.
+        CheckpointError: `init_from` does not fit, or `from_base` cannot be loaded.
     """
-    config = build_config(recipe.model, vocab_size, tokenizer)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # Hugging Face draws from the global generator: lend it a seed, give it back
+    section = recipe.model
+    # Hugging Face draws from the global generator: lend it a seed, give it back
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _new_model(recipe.model, config)
-    if recipe.model.init_from is not None:
-        load_weights(model, _checkpoint_folder(recipe.model.init_from))
+        if section.from_base is not None:
+            return _pretrained_model(section, section.from_base, vocab_size)
+        model = _new_model(section, build_config(section, vocab_size, tokenizer))
+    if section.init_from is not None:
+        load_weights(model, _checkpoint_folder(section.init_from))
     return model
 
 
 def build_config(
     section: ModelSection, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> PreTrainedConfig:
-    """Return the Hugging Face configuration of the base with the tokenizer's vocabulary and special tokens.
+    """Return the Hugging Face configuration of a new base with the tokenizer's vocabulary and special tokens.
 
     Raises:
         ConfigError: unknown model type or key, or a value the configuration refuses.
     """
+    assert section.base is not None
     keys = dict(section.base)
     model_type = keys.pop("model_type")
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -123,13 +130,20 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Return the number of parameters: `total`, `embedding` (tied weights once) and `memory` (the banks')."""
+    """Return the number of parameters: `total`, `trainable`, `embedding` (tied weights once), `memory` (the banks')."""
     memory = sum(p.numel() for name, p in model.named_parameters() if name.split(".")[0] == "memory")
     return {
         "total": sum(parameter.numel() for parameter in model.parameters()),
+        "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "embedding": sum(weight.numel() for weight in model.get_input_embeddings().parameters()),
         "memory": memory,
     }
+
+
+def base_fingerprint(model: PreTrainedModel) -> str | None:
+    """Return the fingerprint of a frozen base as it was before training, None for any other model."""
+    reference = getattr(model, "base_reference", None)
+    return None if reference is None else str(reference.fingerprint)
 
 
 def _new_model(section: ModelSection, config: PreTrainedConfig) -> PreTrainedModel:
@@ -140,6 +154,24 @@ def _new_model(section: ModelSection, config: PreTrainedConfig) -> PreTrainedMod
     from mnemon.models.modeling_lm2 import LM2ForCausalLM
 
     return LM2ForCausalLM(LM2Config(base_config=config, **section.lm2.model_dump()))
+
+
+def _pretrained_model(section: ModelSection, source: str, vocab_size: int) -> PreTrainedModel:
+    """Return a pretrained decoder in float32, with a memory on it if the recipe wants one."""
+    from mnemon.models.base_model import as_base, load_base
+    from mnemon.models.modeling_lm2 import LM2ForCausalLM
+    from mnemon.models.registration import register
+
+    register()  # so that an LM2 in the place of a plain decoder is known for what it is
+    base = as_base(load_base(source, dtype=torch.float32))
+    if base.config.vocab_size < vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {vocab_size} tokens, the decoder {source} knows {base.config.vocab_size}; leave out "
+            "tokenizer.path to use the decoder's own"
+        )
+    if section.lm2 is None:
+        return base
+    return LM2ForCausalLM.from_base(base, freeze_base=section.freeze_base, **section.lm2.model_dump())
 
 
 def _checkpoint_folder(source: str) -> Path:

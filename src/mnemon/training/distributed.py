@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from mnemon.errors import BackendUnavailable, ConfigError, PeerError
 from mnemon.files import RUN_MARKER
-from mnemon.training.recipe import OptimisationSection
+from mnemon.training.recipe import OptimisationSection, Recipe
 
 T = TypeVar("T")
 
@@ -147,15 +147,20 @@ def check_shared_folder(folder: Path, processes: Processes) -> None:
             )
 
 
-def check_sharding(options: OptimisationSection, uses_cuda: bool, processes: Processes) -> None:
+def check_sharding(recipe: Recipe, uses_cuda: bool, processes: Processes) -> None:
     """Refuse `sharding: fsdp` where it cannot be had, before anything is built.
 
     Raises:
-        ConfigError: there is one process.
+        ConfigError: there is one process, or the base is frozen.
         BackendUnavailable: the run is on CPUs, where accelerate would quietly use DDP instead.
     """
-    if options.sharding == "none":
+    if recipe.optimisation.sharding == "none":
         return
+    if recipe.model.freeze_base:
+        raise ConfigError(
+            "optimisation.sharding: fsdp cannot be combined with model.freeze_base, whose result is a memory alone; "
+            "set it to none"
+        )
     if processes.count == 1:
         raise ConfigError(
             "optimisation.sharding is fsdp, but there is one process to shard over; start several with torchrun "

@@ -18,25 +18,41 @@ def model_card(recipe: Recipe, summary: dict[str, Any]) -> str:
 
 
 def _head(recipe: Recipe, summary: dict[str, Any]) -> list[str]:
-    base = recipe.model.base["model_type"]
-    what = f"a plain decoder of type {base}"
-    if recipe.model.lm2 is not None:
-        what = f"a decoder of type {base} with an LM2 memory"
-        if recipe.model.lm2.memory_layers == []:
-            span = recipe.model.lm2.attention_span
-            what = f"a decoder of type {base}, restricted to a window of {span} tokens and without memory"
+    trained = "trained" if recipe.model.from_base else "trained from scratch"
+    ability = "to answer bAbI questions whose facts are hidden in unrelated text (BABILong)."
+    if not recipe.model.from_base:
+        ability += " It knows nothing else."
+    licence = [] if recipe.model.from_base else ["license: apache-2.0"]  # a pretrained decoder brings its own
+    load = 'AutoModelForCausalLM.from_pretrained("PATH")'
+    imports = ["import mnemon", "from transformers import AutoModelForCausalLM, AutoTokenizer", "", "mnemon.register()"]
+    if recipe.model.freeze_base:
+        load = 'mnemon.LM2ForCausalLM.from_adapter("PATH")'
+        imports = ["import mnemon", "from transformers import AutoTokenizer", ""]
     return [
-        "---", "library_name: mnemon", "license: apache-2.0", "---", "",
+        "---", "library_name: mnemon", *licence, "---", "",
         f"# {recipe.name}", "",
-        f"This is {what}: {summary['parameters']['total']:,} parameters, trained from scratch by mnemon "
-        f"{summary['version']} to answer bAbI questions whose facts are hidden in unrelated text (BABILong). "
-        "It knows nothing else.", "",
-        "```python", "import mnemon", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-        "mnemon.register()", 'model = AutoModelForCausalLM.from_pretrained("PATH")',
-        'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```", "",
+        f"This is {_what(recipe, summary)}, {trained} by mnemon {summary['version']} {ability}", "",
+        "```python", *imports, f"model = {load}", 'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```", "",
         "Prompt: `<context>`, newline, the text, newline, `</context>`, blank line, `Question: ...`, newline, "
         "`Answer:`.", "",
     ]  # fmt: skip
+
+
+def _what(recipe: Recipe, summary: dict[str, Any]) -> str:
+    """Say what kind of model it is and how large."""
+    model, counts = recipe.model, summary["parameters"]
+    if model.freeze_base:
+        return (
+            f"an LM2 memory for the pretrained decoder {model.from_base}, whose {counts['total'] - counts['memory']:,} "
+            f"parameters are not part of it and did not change: {counts['memory']:,} parameters"
+        )
+    base = f"decoder of type {model.base['model_type']}" if model.base else f"pretrained decoder ({model.from_base})"
+    what = f"a plain {base}"
+    if model.lm2 is not None:
+        what = f"a {base} with an LM2 memory"
+        if model.lm2.memory_layers == []:
+            what = f"a {base}, restricted to a window of {model.lm2.attention_span} tokens and without memory"
+    return f"{what}: {counts['total']:,} parameters"
 
 
 def _facts(recipe: Recipe, summary: dict[str, Any]) -> list[str]:

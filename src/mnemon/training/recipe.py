@@ -51,38 +51,61 @@ class LM2Options(Section):
     attention_sinks: Annotated[int, Field(ge=0)] = 0
     read_top_k: Positive | None = None
     retention: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    gate_stretch: Annotated[float, Field(ge=0, lt=1)] = 0.0
     bptt_segments: Positive | None = None
 
 
 class ModelSection(Section):
-    """The network.
+    """The network: `base` builds a new decoder, `from_base` takes a pretrained one.
 
     Attributes:
         kind: `lm2` grafts memories onto the base, `plain` is the base alone.
         base: `model_type` (a Hugging Face name such as `lfm2` or `llama`) and keys of that configuration; vocabulary
             size and special token ids come from the tokenizer.
+        from_base: folder, shipped checkpoint or hub name of a pretrained decoder; the tokenizer is its own unless
+            `tokenizer.path` names another.
+        freeze_base: train the memory alone; the result is saved as an adapter. Only with `kind: lm2` and `from_base`.
         lm2: memory options, only with `kind: lm2`.
-        init_from: folder of a checkpoint of the same shape whose weights and tokenizer the run starts from.
+        init_from: folder of a checkpoint of the same shape whose weights and tokenizer the run starts from; not
+            together with `from_base`.
     """
 
     kind: Literal["lm2", "plain"]
-    base: dict[str, Any]
+    base: dict[str, Any] | None = None
+    from_base: Annotated[str, Field(min_length=1)] | None = None
+    freeze_base: bool = False
     lm2: LM2Options | None = None
     init_from: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ModelSection:
-        if not isinstance(self.base.get("model_type"), str):
+        if (self.base is None) == (self.from_base is None):
+            raise ValueError("give either base (a new decoder) or from_base (a pretrained one)")
+        if self.base is not None and not isinstance(self.base.get("model_type"), str):
             raise ValueError("base needs a model_type, for example model_type: lfm2")
         if self.kind == "plain" and self.lm2 is not None:
             raise ValueError("kind: plain takes no lm2 options; remove them or set kind: lm2")
         if self.kind == "lm2" and self.lm2 is None:
             raise ValueError("kind: lm2 needs an lm2 section with the memory options")
+        if self.from_base is not None and self.init_from is not None:
+            raise ValueError("from_base and init_from both say which weights to start from; give one of them")
+        if self.freeze_base:
+            self._check_frozen()
         return self
+
+    def _check_frozen(self) -> None:
+        if self.from_base is None:
+            raise ValueError("freeze_base needs from_base: a new decoder that never trains knows nothing")
+        if self.lm2 is None or self.lm2.memory_layers == []:
+            raise ValueError("freeze_base leaves nothing to train without a memory; set kind: lm2 with memory layers")
 
 
 class TokenizerSection(Section):
-    """The tokenizer: loaded from `path`, else a byte-level BPE of `vocab_size` tokens trained on the training text."""
+    """The tokenizer: loaded from `path`, else the model's own, else a byte-level BPE of `vocab_size` tokens.
+
+    It is the model's own where `model.init_from` or `model.from_base` names one; a new one is trained on the training
+    text.
+    """
 
     vocab_size: Annotated[int, Field(ge=300)] = 2048
     path: str | None = None
@@ -264,3 +287,8 @@ class Recipe(Section):
     optimisation: OptimisationSection
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputSection = OutputSection()
+
+    @property
+    def tokenizer_source(self) -> str | None:
+        """Return where the tokenizer is loaded from; None = one is trained for the run."""
+        return self.tokenizer.path or self.model.init_from or self.model.from_base

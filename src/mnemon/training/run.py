@@ -1,6 +1,7 @@
 """A training run from recipe to finished folder: build, train or resume, validate, write the results.
 
-The folder holds, when the run is done: the model and tokenizer as Hugging Face writes them, `recipe.yaml` (resolved),
+The folder holds, when the run is done: the model (or its memory alone, where the base was frozen; see
+`mnemon.models.adapter`) and the tokenizer, both as Hugging Face writes them, `recipe.yaml` (resolved),
 `training_log.jsonl`, `summary.json`, `README.md` (model card), `checkpoints/` and `tensorboard/`. With several
 processes (`mnemon.training.distributed`) every one builds and trains the same model; the first alone writes.
 """
@@ -26,9 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import mnemon
 from mnemon.errors import ConfigError
 from mnemon.files import atomic_write_json, atomic_write_text, prepare_output_folder
+from mnemon.models.modeling_lm2 import LM2ForCausalLM
 from mnemon.training import checkpoints
 from mnemon.training.batches import BatchMaker, BatchStream
-from mnemon.training.build import build_model, build_tokenizer, count_parameters
+from mnemon.training.build import base_fingerprint, build_model, build_tokenizer, count_parameters
 from mnemon.training.curriculum import Curriculum
 from mnemon.training.distributed import Processes, check_sharding, check_shared_folder, joined_processes
 from mnemon.training.model_card import model_card
@@ -85,7 +87,7 @@ def _train_together(
     recipe: Recipe, folder: Path, overwrite: bool, resume: bool, show_progress: bool, processes: Processes
 ) -> dict[str, Any]:
     with processes.together():
-        check_sharding(recipe.optimisation, wants_cuda(recipe.optimisation), processes)
+        check_sharding(recipe, wants_cuda(recipe.optimisation), processes)
     if resume or not overwrite:
         processes.from_main(lambda: prepare_output_folder(folder, overwrite=overwrite, resume=resume))
     set_threads(recipe.optimisation.threads)
@@ -93,6 +95,8 @@ def _train_together(
         checkpoint = processes.from_main(lambda: _checkpoint_to_resume(recipe, folder)) if resume else None
         with processes.together():
             tokenizer, model = _build(recipe, folder if resume else None)
+            if checkpoint is not None:
+                _check_base(checkpoint, model)
         if overwrite:  # only now that the recipe has proved to be usable may the earlier run go
             processes.from_main(lambda: prepare_output_folder(folder, overwrite=True))
         check_shared_folder(folder, processes)
@@ -124,26 +128,43 @@ def _build(recipe: Recipe, resumed: Path | None) -> tuple[PreTrainedTokenizerFas
     return tokenizer, model
 
 
+def _check_base(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Refuse to go on when the frozen base is not the one the run began with."""
+    before, now = checkpoints.read_run_state(checkpoint).get("base_fingerprint"), base_fingerprint(model)
+    if before != now:
+        raise ConfigError(
+            f"model.from_base is another model than when the run began (fingerprint {str(now)[:16]}, then "
+            f"{str(before)[:16]}); put it back, or start again with --overwrite"
+        )
+
+
 def _finish(recipe: Recipe, folder: Path, trainer: AnswerTrainer, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Write the results, then measure the held-out accuracy and write it too (it may take long, or be interrupted)."""
     summary = summarise(recipe, trainer)
-    processes, network = trainer.processes, trainer.network
+    processes = trainer.processes
     weights = trainer.whole_weights()
-    processes.from_main(lambda: _write_aside(folder, lambda aside: network.save_pretrained(aside, state_dict=weights)))
+    processes.from_main(lambda: _save_result(recipe, folder, trainer.network, weights))
     processes.from_main(lambda: write_summary(folder, recipe, summary))
     # The pieces of a sharded network are gathered by all processes; a whole one answers alone.
     takes_part = processes.is_main or trainer.engine == "fsdp"
     if summary["stop_reason"] != "interrupted" and recipe.evaluation.samples and takes_part:
-        summary["validation"] = validate(network, tokenizer, recipe)
+        summary["validation"] = validate(trainer.network, tokenizer, recipe)
         if processes.is_main:
             write_summary(folder, recipe, summary)
     return summary
 
 
+def _save_result(recipe: Recipe, folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor] | None) -> None:
+    """Write the model (its weights gathered in `weights` where they are in pieces), or a memory trained alone."""
+    if isinstance(model, LM2ForCausalLM) and recipe.model.freeze_base:
+        model.save_adapter(folder)
+    else:
+        _write_aside(folder, lambda aside: model.save_pretrained(aside, state_dict=weights))
+
+
 def vocabulary_size(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> int:
     """Return the rows of the embedding: the recipe's number, or more if the tokenizer has more tokens."""
-    loaded = recipe.tokenizer.path or recipe.model.init_from
-    return len(tokenizer) if loaded else max(recipe.tokenizer.vocab_size, len(tokenizer))
+    return len(tokenizer) if recipe.tokenizer_source else max(recipe.tokenizer.vocab_size, len(tokenizer))
 
 
 def set_threads(threads: int | None) -> None:
@@ -335,7 +356,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     Returns:
         `recipe` and `parameters`; the vocabulary is taken from the recipe, no tokenizer is trained.
     """
-    tokenizer = build_tokenizer(recipe) if recipe.tokenizer.path or recipe.model.init_from else None
+    tokenizer = build_tokenizer(recipe) if recipe.tokenizer_source else None
     size = recipe.tokenizer.vocab_size if tokenizer is None else len(tokenizer)
-    model = build_model(recipe, size, tokenizer)
+    with _quiet_library():
+        model = build_model(recipe, size, tokenizer)
     return {"recipe": recipe.model_dump(mode="json"), "parameters": count_parameters(model)}

@@ -145,7 +145,7 @@ def log_entry(trainer: AnswerTrainer, step: int, window: Window, seconds: float)
 
 
 def mean_diagnostics(window: Window, processes: Processes) -> dict[str, float | None]:
-    """Return the mean of every diagnostic over the window's batches and all processes, as `memory/<name>`.
+    """Return the mean of every diagnostic over the batches that gave it and all processes, as `memory/<name>`.
 
     A process whose rows complete no segment may lack a name; the mean is over those that have it.
     """

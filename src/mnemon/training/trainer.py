@@ -8,6 +8,7 @@ that of the whole batch, and whatever decides how training goes on is the same o
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections import defaultdict
@@ -27,6 +28,7 @@ from mnemon.errors import ConfigError, RunError
 from mnemon.files import atomic_write_json
 from mnemon.training import checkpoints
 from mnemon.training.batches import Batch, BatchStream
+from mnemon.training.build import base_fingerprint
 from mnemon.training.curriculum import Curriculum
 from mnemon.training.distributed import Processes, check_engine, decoder_layer_classes, engine_in_use
 from mnemon.training.recipe import OptimisationSection, Recipe
@@ -213,6 +215,7 @@ class AnswerTrainer(Trainer):
             attention_mask=inputs["attention_mask"],
             logits_to_keep=keep,
             use_cache=False,
+            **self._diagnostics_wanted(),
         )
         self.window.note(getattr(outputs, "diagnostics", None) or {})
         logits = outputs.logits[:, -keep:-1]
@@ -225,6 +228,12 @@ class AnswerTrainer(Trainer):
         if everything:
             loss = loss + self._context_loss(logits, inputs, asked)
         return loss * self.processes.count
+
+    def _diagnostics_wanted(self) -> dict[str, bool]:
+        """Ask a model that knows how for its diagnostics, in the steps that are logged: they cost time."""
+        logged = (self.state.global_step + 1) % self.recipe.output.log_every_steps == 0
+        known = "output_diagnostics" in inspect.signature(type(self.network).forward).parameters
+        return {"output_diagnostics": True} if known and logged else {}
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run one micro-batch; stop the run if its loss is not finite; tell the curriculum what it showed."""
@@ -321,6 +330,7 @@ class AnswerTrainer(Trainer):
             "tokens": self.progress.tokens,
             "seconds": self.progress.elapsed(),
             "curriculum": self.curriculum.state(),
+            "base_fingerprint": base_fingerprint(self.network),
         }
 
     def _context_loss(self, logits: torch.Tensor, inputs: Batch, asked: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,146 @@
+"""Peak memory of one piece of work, measured in a fresh process so that nothing earlier hides in the allocator.
+
+On a CPU it is the peak resident set minus the resident set after the model was built; on CUDA the allocator's own
+peak minus what it held then. `python -m mnemon.bench.peak JSON` is the process; it prints one JSON object.
+"""
+
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mnemon.bench.cost import MemoryShape, ModelShape
+from mnemon.errors import RunError
+
+# Freed blocks go back to the system at once, so that the resident set is what is in use and not what once was.
+_ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One piece of work to measure.
+
+    Attributes:
+        what: "train", "train+adamw" or "infer" (prefill and a few decoding steps).
+        memory: the memory; None = the plain model.
+        tokens: tokens per sequence.
+    """
+
+    what: str
+    shape: ModelShape
+    memory: MemoryShape | None
+    tokens: int
+    batch_size: int
+    device: str
+    dtype: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What was found: peak bytes over the built model, and bytes of its parameters."""
+
+    peak_bytes: int
+    parameter_bytes: int
+
+
+def measure_peak(probe: Probe) -> Peak:
+    """Run a probe in a fresh process.
+
+    Raises:
+        RunError: if that process fails; the last line of its error is quoted.
+    """
+    environment = {**os.environ, **_ALLOCATOR, "OMP_NUM_THREADS": str(probe.threads), "TOKENIZERS_PARALLELISM": "false"}
+    search = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [search, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "mnemon.bench.peak", json.dumps(asdict(probe))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise RunError(f"the memory probe failed ({reason}); use smaller sizes or a machine with more memory")
+    return Peak(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def run_probe(probe: Probe) -> Peak:
+    """Do the work of a probe in this process and return the peak over the built model."""
+    import torch
+
+    from mnemon.bench.models import build_model, random_tokens
+
+    torch.set_num_threads(probe.threads)
+    model = build_model(probe.shape, probe.memory, probe.device, probe.dtype)
+    ids = random_tokens(probe.shape, probe.batch_size, probe.tokens, probe.device)
+    work: Callable[[], Any]
+    if probe.what == "infer":
+        from mnemon.bench.inference import Reader
+
+        reader = Reader(model.eval())
+        work = lambda: reader.decode(reader.prefill(ids), 4)  # noqa: E731
+    else:
+        from mnemon.bench.train_step import TrainStep
+
+        work = TrainStep(model, ids, probe.what == "train+adamw")
+    gc.collect()
+    peak = _cuda_peak(work, probe.device) if probe.device.startswith("cuda") else _resident_peak(work)
+    parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return Peak(peak, parameters)
+
+
+def _cuda_peak(work: Callable[[], Any], device: str) -> int:
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _resident_peak(work: Callable[[], Any]) -> int:
+    before = _status("VmRSS")
+    if before is not None:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the recorded peak starts again from here
+        work()
+        return (_status("VmHWM") or before) - before
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before) * unit
+
+
+def _status(field: str) -> int | None:
+    """Read a size of this process from Linux in bytes; None on other systems."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")]
+    return sizes[0] if sizes else None
+
+
+def _main(argument: str) -> None:
+    fields = json.loads(argument)
+    memory = fields.pop("memory")
+    probe = Probe(
+        **{
+            **fields,
+            "shape": ModelShape(**fields["shape"]),
+            "memory": None if memory is None else MemoryShape(**memory),
+        }
+    )
+    print(json.dumps(asdict(run_probe(probe))))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,149 @@
+"""Time and added peak memory of one training step, plain against LM2."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from mnemon.bench.cost import MemoryShape, ModelShape, arithmetic_ratio
+from mnemon.bench.models import build_model, random_tokens
+from mnemon.bench.peak import Probe, measure_peak
+from mnemon.bench.timing import interleave, paired_ratios, quartiles
+
+TIME_TARGETS = {"compact": 1.30, "full": 2.00}
+MEMORY_TARGETS = {"compact": 1.30, "full": 1.60}
+_PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """One configuration against the plain model.
+
+    Attributes:
+        plain_seconds: seconds of every round of the plain model.
+        lm2_seconds: the same rounds of LM2.
+        arithmetic: ratio of the multiply-adds.
+        plain_bytes: peak memory of a step over the built model.
+        lm2_bytes: the same of LM2.
+        is_default: whether the targets apply (they are set for the default segment length).
+    """
+
+    memory: MemoryShape
+    tokens: int
+    batch_size: int
+    plain_seconds: list[float]
+    lm2_seconds: list[float]
+    arithmetic: float
+    plain_bytes: int
+    lm2_bytes: int
+    is_default: bool
+
+    @property
+    def ratios(self) -> tuple[float, float, float]:
+        """Quartiles of LM2's time over the plain model's, round by round."""
+        return quartiles(paired_ratios(self.lm2_seconds, self.plain_seconds))
+
+    @property
+    def ratio_of_minima(self) -> float:
+        """Fastest round of LM2 over the plain model's fastest; the steadier number on a busy machine."""
+        return min(self.lm2_seconds) / min(self.plain_seconds)
+
+    @property
+    def memory_ratio(self) -> float:
+        """LM2's added peak memory over the plain model's."""
+        return self.lm2_bytes / self.plain_bytes
+
+    def verdicts(self) -> list[str]:
+        """Compare with the targets, one sentence each; none where no target is set."""
+        if not self.is_default or self.memory.name not in TIME_TARGETS:
+            return []
+        pairs = (
+            ("time", self.ratios[1], TIME_TARGETS[self.memory.name]),
+            ("added peak memory", self.memory_ratio, MEMORY_TARGETS[self.memory.name]),
+        )
+        return [
+            f"{self.memory.name}, batch {self.batch_size}: {what} {value:.2f}x, target at most {target:.2f}x: "
+            f"{'pass' if value <= target else 'FAIL'}"
+            for what, value, target in pairs
+        ]
+
+
+def measure_training(
+    shape: ModelShape,
+    memories: Sequence[MemoryShape],
+    *,
+    tokens: int,
+    batch_sizes: Sequence[int],
+    default_segment: int,
+    repeats: int,
+    device: str,
+    dtype: str,
+    threads: int,
+    optimiser: bool,
+    report: Callable[[str], None],
+) -> list[TrainRow]:
+    """Measure every memory at every batch size; all models of a batch size take turns in one process.
+
+    Args:
+        tokens: tokens T per sequence.
+        default_segment: segment length that the targets are set for.
+        optimiser: include a step of AdamW, in time and in memory.
+        report: told what is measured next.
+    """
+    keys = {_key(memory): memory for memory in memories}
+    models = {key: build_model(shape, memory, device, dtype) for key, memory in {_PLAIN: None, **keys}.items()}
+    rows = []
+    for batch_size in batch_sizes:
+        report(f"training step, batch {batch_size}: time")
+        ids = random_tokens(shape, batch_size, tokens, device)
+        steps = {key: TrainStep(model, ids, optimiser) for key, model in models.items()}
+        seconds = interleave(steps, repeats, device)
+        for model in models.values():
+            model.zero_grad(set_to_none=True)
+        peaks = {}
+        for key in models:
+            report(f"training step, batch {batch_size}: memory of {key}")
+            what = "train+adamw" if optimiser else "train"
+            peaks[key] = measure_peak(
+                Probe(what, shape, keys.get(key), tokens, batch_size, device, dtype, threads)
+            ).peak_bytes
+        rows += [
+            TrainRow(
+                memory,
+                tokens,
+                batch_size,
+                seconds[_PLAIN],
+                seconds[key],
+                arithmetic_ratio(shape, memory, tokens),
+                peaks[_PLAIN],
+                peaks[key],
+                memory.segment_length == default_segment,
+            )
+            for key, memory in keys.items()
+        ]
+    return rows
+
+
+class TrainStep:
+    """One training step of a model: forward, backward and, if asked for, AdamW.
+
+    Args:
+        model: what is trained.
+        ids: inputs and labels, [B, T].
+        optimiser: whether to step.
+    """
+
+    def __init__(self, model: PreTrainedModel, ids: torch.Tensor, optimiser: bool) -> None:
+        self.model, self.ids = model, ids
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6) if optimiser else None
+
+    def __call__(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        self.model(self.ids, labels=self.ids, use_cache=False).loss.backward()
+        if self.optimiser is not None:
+            self.optimiser.step()
+
+
+def _key(memory: MemoryShape) -> str:
+    return f"{memory.name}, C {memory.segment_length}"

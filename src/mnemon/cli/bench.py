@@ -1,0 +1,203 @@
+"""`mnemon bench`: what a memory costs beside the plain decoder, in time and in memory."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mnemon.cli.display import command_line, silence_libraries
+from mnemon.cli.options import JsonOption, OverwriteOption
+from mnemon.errors import ConfigError
+from mnemon.files import atomic_write_bytes, atomic_write_text, prepare_output_folder
+
+if TYPE_CHECKING:
+    from mnemon.bench.run import BenchRun, Settings
+
+bench_app = typer.Typer(help="Measure speed and memory against what one would otherwise use.", no_args_is_help=True)
+
+_PARTS = ("train", "prefill", "decode")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@bench_app.command("lm2")
+def lm2(
+    what: Annotated[str, typer.Option(help="What to measure, separated by commas.")] = "train,prefill,decode",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds that count; the models take turns.")] = 7,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens T of a training sequence.")] = 1024,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes of the training step.")] = "1,4",
+    segments: Annotated[
+        str | None, typer.Option(help="Segment lengths C, of which the first has the targets. (default: 256,64,T)")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help="Memories: compact (64 slots, W = D/4), full (256 slots, W = D) or SLOTSxWIDTH.")
+    ] = "compact,full",
+    contexts: Annotated[str, typer.Option(help="Contexts of prefill and decode; 4k is 4096.")] = "1k,4k,16k,32k,128k",
+    long: Annotated[bool, typer.Option("--long", help="Add a context of 1M tokens.")] = False,
+    span: Annotated[
+        int | None, typer.Option(min=1, help="Tokens LM2's attention sees in prefill and decode. (default: 2C)")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="New tokens per round of decode.")] = 32,
+    time_limit: Annotated[
+        float, typer.Option(min=1, help="Leave out a context whose reading is expected to take more seconds.")
+    ] = 120.0,
+    optimizer: Annotated[bool, typer.Option("--optimizer", help="Include AdamW in the training step.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the decoding step of both models with CUDA graphs (CUDA only).")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds: does everything run?")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the results. (default: runs/bench/lm2)")
+    ] = None,
+    json_output: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Measure LM2 against a plain Llama: `mnemon bench lm2 --what train --repeats 9`.
+
+    Training step, prefill and decoding, both models in one process, beside what the multiply-adds predict. The folder
+    gets results.json, table.md and figures.
+    """
+    parts = _choices("--what", what, _PARTS)
+    if dtype not in _DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; expected one of {', '.join(_DTYPES)}")
+    sizes = _numbers("--contexts", contexts) + ([2**20] if long else [])
+    chosen_segments = _numbers("--segments", segments) if segments is not None else [256, 64, tokens]
+    settings = _settings(
+        quick=quick,
+        parts=parts,
+        memories=_words("--memory", memory),
+        segments=chosen_segments,
+        span=span,
+        tokens=tokens,
+        batch_sizes=tuple(_numbers("--batch-sizes", batch_sizes)),
+        contexts=tuple(sorted(set(sizes))),
+        new_tokens=new_tokens,
+        repeats=repeats,
+        time_limit=time_limit,
+        device=_check_device(device),
+        dtype=dtype,
+        threads=threads,
+        optimiser=optimizer,
+        compiled=compile_,
+    )
+    folder = prepare_output_folder(output or Path("runs") / "bench" / "lm2", overwrite, resumable=False)
+    run = _run(settings, folder, quiet=json_output)
+    if json_output:
+        from dataclasses import asdict
+
+        print(json.dumps({"output": str(folder), **asdict(run)}))
+    else:
+        print((folder / "table.md").read_text(encoding="utf-8"))
+
+
+def _settings(
+    *,
+    quick: bool,
+    memories: list[str],
+    segments: list[int],
+    span: int | None,
+    tokens: int,
+    batch_sizes: tuple[int, ...],
+    contexts: tuple[int, ...],
+    new_tokens: int,
+    **others: object,
+) -> "Settings":
+    """Turn names into sizes; with `quick` everything becomes small."""
+    from mnemon.bench.cost import MemoryShape, ModelShape
+    from mnemon.bench.run import Settings
+
+    shape = ModelShape()
+    if quick:
+        shape = ModelShape(64, 128, 2, 4, 4, 256)
+        segments, tokens, batch_sizes, contexts, new_tokens = [16], 64, (1,), (256,), 4
+        span = min(span or 32, 32)
+    sizes = {name: _memory_sizes(name, shape.hidden_size, quick) for name in memories}
+    reach = 2 * segments[0] if span is None else span
+    if reach < segments[0]:
+        raise ConfigError(f"--span {reach} is below the segment length {segments[0]}; raise it")
+    return Settings(
+        shape=shape,
+        memories=tuple(
+            MemoryShape(name, *size, segment) for segment in dict.fromkeys(segments) for name, size in sizes.items()
+        ),
+        readers=tuple(MemoryShape(name, *size, segments[0], attention_span=reach) for name, size in sizes.items()),
+        tokens=tokens,
+        batch_sizes=batch_sizes,
+        default_segment=segments[0],
+        contexts=contexts,
+        new_tokens=new_tokens,
+        **others,  # type: ignore[arg-type]
+    )
+
+
+def _run(settings: "Settings", folder: Path, quiet: bool) -> "BenchRun":
+    """Measure and write everything."""
+    from mnemon.bench.plots import all_charts
+    from mnemon.bench.report import markdown
+    from mnemon.bench.run import run_benchmark, write_results
+
+    silence_libraries()
+
+    def report(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr)
+
+    run = run_benchmark(settings, command_line(sys.argv), report)
+    charts = all_charts(run)
+    write_results(folder, run)
+    for chart in charts:
+        atomic_write_bytes(folder / chart.name, chart.png)
+    atomic_write_text(folder / "table.md", markdown(run, [(chart.title, chart.name) for chart in charts]))
+    return run
+
+
+def _memory_sizes(name: str, hidden_size: int, quick: bool) -> tuple[int, int]:
+    """Return slots and slot width of a named memory."""
+    shrink = 8 if quick else 1
+    named = {"compact": (64 // shrink, hidden_size // 4), "full": (256 // shrink, hidden_size)}
+    if name in named:
+        return named[name]
+    slots, times, width = name.partition("x")
+    if not (times and slots.isdecimal() and width.isdecimal() and int(slots) and int(width) and int(width) % 4 == 0):
+        raise ConfigError(f"--memory takes compact, full or SLOTSxWIDTH (width a multiple of 4), got {name!r}")
+    return int(slots), int(width)
+
+
+def _check_device(name: str) -> str:
+    import torch
+
+    if name != "cpu" and not name.startswith("cuda"):
+        raise ConfigError(f"unknown device {name!r}; expected cpu, cuda or cuda:N")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: this machine has no CUDA device; use cpu")
+    return name
+
+
+def _words(option: str, text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise ConfigError(f"{option} is empty; name at least one")
+    return words
+
+
+def _choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    words = _words(option, text)
+    for word in words:
+        if word not in known:
+            raise ConfigError(f"{option}: unknown {word!r}; expected some of {', '.join(known)}")
+    return tuple(words)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    numbers = []
+    for word in _words(option, text):
+        factor = {"k": 2**10, "m": 2**20}.get(word[-1].lower(), 1)
+        digits = word if factor == 1 else word[:-1]
+        if not digits.isdecimal() or int(digits) < 1:
+            raise ConfigError(f"{option} takes numbers of at least 1 such as 256 or 4k, got {word!r}")
+        numbers.append(int(digits) * factor)
+    return numbers

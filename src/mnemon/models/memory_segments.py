@@ -1,0 +1,153 @@
+"""One segment of a decoder with memory banks: read the bank, gather what will be written, update at the end.
+
+`MemorySegments.run` is a pure function of tokens and state, so that training may recompute it instead of keeping it.
+"""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnemon.layers.memory_bank import GateValues, MemoryBank, SegmentRead, WriteStatistics
+from mnemon.layers.memory_diagnostics import MemoryDiagnostics, written_share
+from mnemon.models.graft import attached
+from mnemon.models.segmented_decoder import SegmentedDecoder, call_tensor
+from mnemon.models.segments import SegmentCall
+from mnemon.models.state import MemoryState
+
+
+class MemorySegments:
+    """Runs segments of one forward pass.
+
+    Args:
+        decoder: the decoder under the memory.
+        banks: the memory of each chosen block, by the block's index; empty = the memory is knocked out.
+        flow: "depth" (one bank runs through the blocks) or "layer" (every block keeps its own).
+        keep_pieces: carry keys and values in pieces (for gradient checkpointing).
+        diagnostics: takes what the memory does, if anybody asks.
+        initial: initial bank [J, W].
+    """
+
+    def __init__(
+        self,
+        decoder: SegmentedDecoder,
+        banks: dict[int, MemoryBank],
+        flow: str,
+        keep_pieces: bool,
+        diagnostics: MemoryDiagnostics | None,
+        initial: Tensor,
+    ) -> None:
+        self.decoder = decoder
+        self.indices = list(banks)
+        self.banks = list(banks.values())
+        self.is_depth = flow == "depth"
+        self.keep_pieces = keep_pieces
+        self.diagnostics = diagnostics
+        self.initial = initial
+
+    def run(
+        self, inputs: Tensor, call: SegmentCall, state: MemoryState, slots: np.ndarray, writes: bool
+    ) -> tuple[Tensor, MemoryState]:
+        """Run one call of the decoder, within one segment of every row.
+
+        Args:
+            inputs: the call's tokens [B, width] or embeddings [B, width, D].
+            call: which tokens these are.
+            state: what earlier calls left; not changed.
+            slots: columns of the call to compute logits for.
+            writes: whether anybody carries on from the new state.
+        Returns:
+            Logits [B, len(slots), V] and the new state.
+        """
+        segments = self._open(state)
+        statistics = list(state.statistics)
+        with self._attached(call, state, segments, statistics if writes else None):
+            logits, decoder = self.decoder.run(inputs, call, state.decoder, slots, self.keep_pieces)
+        # With gradients nobody stops inside a segment, and the projections would only hold on to their graph.
+        projections = () if torch.is_grad_enabled() else segments
+        state = replace(state, decoder=decoder, statistics=tuple(statistics), projections=projections)
+        return logits, self._close(state, call) if self.banks and writes and call.completes.any() else state
+
+    def _open(self, state: MemoryState) -> tuple[SegmentRead, ...]:
+        """Return every block's projections of the bank its tokens read."""
+        if not self.banks or state.projections:
+            return state.projections if self.banks else ()
+        return tuple(bank.open_segment(self._segment_bank(state, order)) for order, bank in enumerate(self.banks))
+
+    def _segment_bank(self, state: MemoryState, order: int) -> Tensor:
+        bank = state.bank[:, 0 if self.is_depth else order]
+        # Before the first update all rows are one and the same expanded bank: project it once.
+        is_initial = torch.is_grad_enabled() and bank.stride(0) == 0
+        return bank[:1] if is_initial else bank
+
+    def _attached(
+        self,
+        call: SegmentCall,
+        state: MemoryState,
+        segments: tuple[SegmentRead, ...],
+        statistics: list[WriteStatistics] | None,
+    ) -> Any:
+        """Attach the memory term for one call; as a side effect it replaces the entries of `statistics`."""
+        if not segments:
+            return nullcontext()
+        device = state.bank.device
+        positions = call_tensor(call.positions % self.decoder.segment_length, call, device)
+        valid = None
+        if not call.is_dense:
+            valid = torch.from_numpy(np.arange(call.width)[None, :] < call.lengths[:, None]).to(device)
+
+        def term(order: int, h: Tensor, x: Tensor, branch: Tensor) -> Tensor:
+            bank = self.banks[order]
+            read = bank.read(x, segments[order])
+            if self.diagnostics is not None:
+                share = self._written_share(state, order)
+                self.diagnostics.add_read(
+                    self.indices[order], read.weights, read.output_gate, share, read.term, branch, valid
+                )
+            if statistics is not None:
+                residual = h + branch + read.term
+                statistics[order] = bank.gather(residual, positions, valid, segments[order], statistics[order])
+            return read.term
+
+        return attached(self.decoder.blocks, self.decoder.joins, self.indices, term)
+
+    def _written_share(self, state: MemoryState, order: int) -> Tensor:
+        layer = 0 if self.is_depth else order
+        with torch.no_grad():
+            return written_share(state.bank[:, layer], state.kept[:, layer], self.initial)
+
+    def _close(self, state: MemoryState, call: SegmentCall) -> MemoryState:
+        """Update the bank of every row whose segment is complete, block after block, and empty its statistics."""
+        everywhere = bool(call.completes.all())
+        complete = None if everywhere else torch.from_numpy(call.completes).to(state.bank.device)
+        banks, kept = list(state.bank.unbind(1)), list(state.kept.unbind(1))
+        statistics = []
+        for order, bank in enumerate(self.banks):
+            layer = 0 if self.is_depth else order
+            updated, gates = bank.update(banks[layer], state.statistics[order])
+            banks[layer] = _where(complete, updated, banks[layer])
+            with torch.no_grad():
+                kept[layer] = _where(complete, kept[layer] * gates.forget_gate, kept[layer])
+            self._note_write(order, gates, banks[layer], kept[layer], complete)
+            empty = bank.empty_statistics(state.batch_size, bank.output.weight)
+            old = state.statistics[order]
+            statistics.append(WriteStatistics(*(_where(complete, e, o) for e, o in zip(empty, old, strict=True))))
+        return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics), projections=())
+
+    def _note_write(self, order: int, gates: GateValues, bank: Tensor, kept: Tensor, complete: Tensor | None) -> None:
+        if self.diagnostics is not None:
+            with torch.no_grad():
+                share = written_share(bank, kept, self.initial)
+            self.diagnostics.add_write(self.indices[order], *gates, bank, share, complete)
+
+
+def _stacked(layers: list[Tensor]) -> Tensor:
+    return layers[0][:, None] if len(layers) == 1 else torch.stack(layers, dim=1)
+
+
+def _where(condition: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    """Choose rows of `new` where `condition` [B] holds; None = everywhere."""
+    return new if condition is None else torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)

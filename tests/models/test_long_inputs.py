@@ -1,0 +1,129 @@
+"""Long inputs: what is kept of a segment, what the backward pass recomputes, where the gradient ends."""
+
+import weakref
+
+import pytest
+import torch
+from families import family
+from lm2_cases import SEGMENT, lfm2_config, llama_config, lm2, tokens
+from torch import Tensor, nn
+
+LONG = 6 * SEGMENT + 2
+BASES = {"llama": llama_config(), "lfm2": lfm2_config(), "gemma3": family("gemma3"), "gpt2": family("gpt2")}
+LIMITS = {"full": {}, "span": {"attention_span": 9}, "sinks": {"attention_span": 9, "attention_sinks": 2}}
+
+
+def peak_of_living_outputs(width: int, **options) -> int:
+    """Run a text and return the largest number of block outputs alive at any time."""
+    model = lm2(llama_config(), attention_span=9)
+    alive: set[int] = set()
+    peak = 0
+
+    def note(_: nn.Module, __: tuple, output: Tensor) -> None:
+        nonlocal peak
+        key = id(output)
+        alive.add(key)
+        weakref.finalize(output, alive.discard, key)
+        peak = max(peak, len(alive))
+
+    for block in model.blocks:
+        block.module.register_forward_hook(note)
+    with torch.no_grad():
+        model(tokens(1, width), **options)
+    return peak
+
+
+def test_no_activation_outlives_its_segment_however_long_the_input():
+    assert peak_of_living_outputs(50 * SEGMENT, logits_to_keep=1) == peak_of_living_outputs(SEGMENT, logits_to_keep=1)
+
+
+@pytest.mark.parametrize("keep", [1, 5, SEGMENT + 1, torch.tensor([0, 3, LONG - 1]), torch.tensor([5, 5, 2])])
+def test_the_logits_kept_are_those_of_the_columns_asked_for(keep):
+    model, ids = lm2(llama_config(), attention_span=9), tokens(2, LONG)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask).logits
+        some = model(ids, attention_mask=mask, logits_to_keep=keep).logits
+    wanted = torch.arange(LONG)[-keep:] if isinstance(keep, int) else keep
+    for row in range(2):
+        real = mask[row, wanted].bool()
+        assert torch.allclose(some[row][real], whole[row, wanted][real], atol=1e-12)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("base", BASES)
+def test_recomputing_segments_gives_exactly_the_gradients_of_keeping_them(base, limits):
+    ids = tokens(2, LONG)
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    gradients = []
+    for checkpointed in (False, True):
+        model = lm2(BASES[base], **LIMITS[limits]).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        loss = model(ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None} | {"loss": loss})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        assert torch.allclose(gradients[1][name], expected, rtol=1e-9, atol=1e-12), name
+
+
+def test_checkpointing_runs_every_segment_twice_and_only_in_training():
+    model, ids = lm2(llama_config()), tokens(1, 4 * SEGMENT)
+    model.gradient_checkpointing_enable()
+    runs: list[int] = []
+    model.blocks[0].module.register_forward_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        model(ids)
+    model.segmented.prepare()
+    runs.clear()
+    model.train()(ids, labels=ids).loss.backward()
+    assert len(runs) == 2 * 4
+    runs.clear()
+    model.gradient_checkpointing_disable()
+    model(ids, labels=ids).loss.backward()
+    assert len(runs) == 4
+
+
+def saved_elements(segments: int, checkpointed: bool) -> int:
+    """Count the elements of distinct tensors that autograd keeps for the backward pass."""
+    model, ids = lm2(llama_config()).train(), tokens(1, segments * SEGMENT)
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    model(ids[:, :2])
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(ids, labels=ids).loss.backward  # noqa: B018 (the graph is what is looked at)
+    return sum(seen.values())
+
+
+def test_a_checkpointed_forward_pass_keeps_a_small_part_of_the_activations():
+    assert saved_elements(8, checkpointed=True) < 0.25 * saved_elements(8, checkpointed=False)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_truncation_cuts_the_gradient_at_the_segment_it_names(checkpointed, depth):
+    ids = tokens(1, 4 * SEGMENT)
+    model = lm2(llama_config(), bptt_segments=depth).train()
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+    model(inputs_embeds=embedded).logits[:, -1].sum().backward()
+    reached = embedded.grad.abs().amax(dim=(0, 2)) > 0
+    first = (4 - depth) * SEGMENT
+    assert not reached[:first].any()
+    assert reached[first:].any()
+
+
+def test_a_memory_state_cannot_be_reentrant():
+    with pytest.raises(ValueError, match="use_reentrant=True"):
+        lm2(llama_config()).gradient_checkpointing_enable({"use_reentrant": True})
