@@ -23,7 +23,7 @@ from mnemon.errors import MnemonError
 from mnemon.training import train
 from mnemon.training.batches import BatchMaker, share_rows
 from mnemon.training.build import build_model, build_tokenizer
-from mnemon.training.distributed import decoder_layer_classes, joined_processes
+from mnemon.training.distributed import Processes, decoder_layer_classes, joined_processes
 from mnemon.training.recipe_io import check_recipe
 from mnemon.training.trainer import AnswerTrainer
 
@@ -123,6 +123,11 @@ def main_program(folder: Path) -> None:
     seen["command"] = command(recipe, "--output", str(folder / "command"), "--json")
     seen["mistake"] = command(recipe, "--set", "optimisation.learning_rat=1")
     seen["sharded gradients"] = sharded_gradient_error(recipes["lm2"])
+    if dist.get_rank() == 0:  # the other one leaves, as if it had crashed
+        try:
+            Processes(0, 2).sum([1.0])
+        except MnemonError as error:
+            seen["left alone"] = {"error": type(error).__name__, "message": str(error)}
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(seen))
 
 

@@ -24,6 +24,7 @@ from mnemon.training.distributed import (
     check_sharding,
     decoder_layer_classes,
     engine_in_use,
+    explain_lost_peer,
     joined_processes,
 )
 from mnemon.training.recipe_io import check_recipe
@@ -148,6 +149,17 @@ def test_what_is_refused_is_refused_by_all_and_explained_by_the_first(
     assert seen[0][run]["error"] == error
     assert said in seen[0][run]["message"]
     assert seen[1][run]["error"] == "PeerError"
+
+
+@pytest.mark.slow
+def test_a_process_whose_peer_is_gone_says_so(seen: list[dict[str, Any]]) -> None:
+    assert seen[0]["left alone"]["error"] == "PeerError"
+    assert "another process of the run is gone" in seen[0]["left alone"]["message"]
+
+
+def test_a_fault_of_another_kind_is_not_blamed_on_a_lost_process() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), explain_lost_peer():
+        raise RuntimeError("shapes differ")
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ class Processes:
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        with _explain_lost_peer():
+        with explain_lost_peer():
             dist.all_reduce(total)
         return total.tolist()
 
@@ -62,7 +62,7 @@ class Processes:
         """Return what every process passed (any picklable value), in the order of their ranks."""
         values: list[Any] = [value] * self.count
         if self.count > 1:
-            with _explain_lost_peer():
+            with explain_lost_peer():
                 dist.all_gather_object(values, value)
         return values
 
@@ -216,8 +216,16 @@ def check_engine(options: OptimisationSection, engine: str, processes: Processes
 
 
 @contextmanager
-def _explain_lost_peer() -> Iterator[None]:
+def explain_lost_peer() -> Iterator[None]:
+    """Turn what torch raises when another process has died into one line.
+
+    Raises:
+        PeerError: the connection to another process broke.
+    """
     try:
         yield
     except RuntimeError as error:
+        # Gloo has no error type of its own, but names its source file.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
         raise PeerError(f"another process of the run is gone ({str(error).splitlines()[0]})") from error

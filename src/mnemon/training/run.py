@@ -32,7 +32,13 @@ from mnemon.training import checkpoints
 from mnemon.training.batches import BatchMaker, BatchStream
 from mnemon.training.build import base_fingerprint, build_model, build_tokenizer, count_parameters
 from mnemon.training.curriculum import Curriculum
-from mnemon.training.distributed import Processes, check_sharding, check_shared_folder, joined_processes
+from mnemon.training.distributed import (
+    Processes,
+    check_sharding,
+    check_shared_folder,
+    explain_lost_peer,
+    joined_processes,
+)
 from mnemon.training.model_card import model_card
 from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import load_recipe, save_recipe
@@ -251,7 +257,7 @@ def _train(
         if checkpoint is not None and progress.exhausted():
             trainer.restore_finished(checkpoint, step)
         else:
-            with _stop_on_signal(progress, processes):
+            with _stop_on_signal(progress, processes), explain_lost_peer():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         telemetry.close()
