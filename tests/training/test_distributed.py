@@ -16,12 +16,14 @@ import yaml
 from safetensors.torch import load_file
 
 from mnemon.errors import BackendUnavailable, ConfigError, PeerError
+from mnemon.files import RUN_MARKER
 from mnemon.training import train
 from mnemon.training.build import build_model
 from mnemon.training.distributed import (
     Processes,
     check_engine,
     check_sharding,
+    check_shared_folder,
     decoder_layer_classes,
     engine_in_use,
     explain_lost_peer,
@@ -254,3 +256,10 @@ def test_fsdp_is_told_the_decoders_blocks(recipes: dict[str, Any], tmp_path: Pat
     assert arguments.fsdp_plugin_args["fsdp_version"] == 2
     assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "Lfm2DecoderLayer"
     assert training_arguments(recipe, tmp_path, model).fsdp_plugin_args is None
+
+
+def test_a_process_that_does_not_see_the_runs_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="process 0 does not see the run's folder .*all machines share"):
+        check_shared_folder(tmp_path, Processes())
+    (tmp_path / RUN_MARKER).touch()
+    check_shared_folder(tmp_path, Processes())
