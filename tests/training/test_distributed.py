@@ -259,7 +259,7 @@ def test_fsdp_is_told_the_decoders_blocks(recipes: dict[str, Any], tmp_path: Pat
 
 
 def test_a_process_that_does_not_see_the_runs_folder_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="process 0 does not see the run's folder .*all machines share"):
+    with pytest.raises(ConfigError, match=r"process 0 does not see the run's folder .*all machines share"):
         check_shared_folder(tmp_path, Processes())
     (tmp_path / RUN_MARKER).touch()
     check_shared_folder(tmp_path, Processes())
