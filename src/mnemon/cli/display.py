@@ -5,12 +5,13 @@ Results go to standard output, progress to standard error.
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mnemon.evaluation.comparison import Comparison
+    from mnemon.evaluation.diagnostics import MemoryReport
     from mnemon.evaluation.suite import SuiteProgress
 
 REAL_DATA = "MNEMON_REAL_DATA"
@@ -64,6 +65,22 @@ def print_comparison(comparison: "Comparison") -> None:
     console.print(rich_table(comparison))
     for note in comparison.notes():
         console.print(note, style="dim", markup=False)
+
+
+def print_memory(reports: "Sequence[MemoryReport]") -> None:
+    """Print what the memories did, one column per model and length (the numbers have long names)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mnemon.evaluation.diagnostics import MEANINGS
+
+    table = Table(title="What the memory does", title_justify="left")
+    table.add_column("mean of")
+    for report in reports:
+        table.add_column(f"{report.label} {report.length}", justify="right")
+    for name, meaning in MEANINGS.items():
+        table.add_row(meaning, *(f"{report.means.get(name, float('nan')):.3g}" for report in reports))
+    Console().print(table)
 
 
 def command_line(argv: list[str]) -> str:
