@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import runpy
 
 import pytest
 import torch
@@ -113,3 +114,15 @@ def test_a_probe_that_fails_is_one_line(settings):
     probe = Probe("train", settings.shape, None, 8, 1, "cpu", "float999", 1)
     with pytest.raises(RunError, match="float999"):
         measure_peak(probe)
+
+
+def test_the_script_writes_the_page_and_its_figures(fake_peaks, settings, repository, tmp_path, capsys):
+    run = BenchRun(settings, "mnemon bench lm2", {"processor": "Z80"}, measure_training(settings, lambda _: None))
+    write_results(tmp_path, run)
+    script = runpy.run_path(str(repository / "scripts" / "update_benchmarks.py"))
+    assert script["main"]([str(tmp_path), "--root", str(tmp_path)]) == 0
+    results = tmp_path / "docs" / "results"
+    assert "Z80" in (results / "bench-lm2.md").read_text()
+    assert (results / "bench-lm2-train.png").is_file()
+    assert script["main"]([str(tmp_path / "nowhere"), "--root", str(tmp_path)]) == 2
+    assert "no such file" in capsys.readouterr().err
