@@ -10,10 +10,11 @@ import typer
 from mnemon.cli.display import command_line, silence_libraries
 from mnemon.cli.options import JsonOption, OverwriteOption
 from mnemon.errors import ConfigError
-from mnemon.files import atomic_write_bytes, atomic_write_text, prepare_output_folder
+from mnemon.files import atomic_write_bytes, atomic_write_text, prepare_output_folder, read_text
 
 if TYPE_CHECKING:
-    from mnemon.bench.run import BenchRun, Settings
+    from mnemon.bench.run import BenchRun
+    from mnemon.bench.settings import Settings
 
 bench_app = typer.Typer(help="Measure speed and memory against what one would otherwise use.", no_args_is_help=True)
 
@@ -46,9 +47,6 @@ def lm2(
         float, typer.Option(min=1, help="Leave out a context whose reading is expected to take more seconds.")
     ] = 120.0,
     optimizer: Annotated[bool, typer.Option("--optimizer", help="Include AdamW in the training step.")] = False,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the decoding step of both models with CUDA graphs (CUDA only).")
-    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds: does everything run?")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results. (default: runs/bench/lm2)")
@@ -82,7 +80,6 @@ def lm2(
         dtype=dtype,
         threads=threads,
         optimiser=optimizer,
-        compiled=compile_,
     )
     folder = prepare_output_folder(output or Path("runs") / "bench" / "lm2", overwrite, resumable=False)
     run = _run(settings, folder, quiet=json_output)
@@ -91,7 +88,7 @@ def lm2(
 
         print(json.dumps({"output": str(folder), **asdict(run)}))
     else:
-        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(read_text(folder / "table.md"))
 
 
 def _settings(
@@ -108,7 +105,7 @@ def _settings(
 ) -> "Settings":
     """Turn names into sizes; with `quick` everything becomes small."""
     from mnemon.bench.cost import MemoryShape, ModelShape
-    from mnemon.bench.run import Settings
+    from mnemon.bench.settings import Settings
 
     shape = ModelShape()
     if quick:
