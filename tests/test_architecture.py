@@ -22,7 +22,7 @@ ALLOWED = {
     "models": FOUNDATION | {"layers"},
     "training": FOUNDATION | {"data", "layers", "models"},
     "evaluation": FOUNDATION | {"data", "layers", "models"},
-    "bench": FOUNDATION | {"layers", "models", "evaluation"},
+    "bench": FOUNDATION | {"data", "layers", "models", "evaluation"},
     "demo": FOUNDATION | {"data", "layers", "models", "training", "evaluation"},
     "cli": FOUNDATION | {"data", "layers", "models", "training", "evaluation", "demo", "bench"},
     "__main__": {"cli"},

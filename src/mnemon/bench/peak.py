@@ -120,6 +120,15 @@ def _resident_peak(work: Callable[[], object]) -> int:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before) * unit
 
 
+def resident_bytes() -> int:
+    """Return the resident set of this process; on systems that do not tell, its peak."""
+    now = _status("VmRSS")
+    if now is not None:
+        return now
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _status(field: str) -> int | None:
     """Read a size of this process from Linux in bytes; None on other systems."""
     try:

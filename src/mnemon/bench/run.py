@@ -41,7 +41,7 @@ def run_benchmark(settings: Settings, command: str, report: Callable[[str], None
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        machine = {**describe_machine(settings.device), **_circumstances()}
+        machine = {**describe_machine(settings.device), **circumstances()}
         train = measure_training(settings, report) if "train" in settings.parts else []
         inference = measure_inference(settings, report) if {"prefill", "decode"} & set(settings.parts) else []
     finally:
@@ -82,7 +82,7 @@ def _settings(content: dict[str, Any]) -> Settings:
     return Settings(**{**content, **shapes, **lists, "shape": ModelShape(**content["shape"])})
 
 
-def _circumstances() -> dict[str, str]:
+def circumstances() -> dict[str, str]:
     """Name the date and the commit, where the package runs from a git checkout."""
     facts = {"date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")}
     try:

@@ -5,7 +5,8 @@ Results go to standard output, progress to standard error.
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,32 @@ def question_bar(show: bool, total: int) -> "Iterator[SuiteProgress | None]":
 
         def report(label: str, task: str, length: str, count: int) -> None:
             bar.update(line, description=f"{label}  {task} at {length}", advance=count)
+
+        yield report
+
+
+@contextmanager
+def token_bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how many tokens of a text are read, at what speed, and how long it will take."""
+    if not show:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
+        BarColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task("reading", total=total, speed="")
+        started = time.monotonic()
+
+        def report(read: int) -> None:
+            speed = read / max(time.monotonic() - started, 1e-9)
+            bar.update(line, completed=read, speed=f"{speed:,.0f} tokens/s")
 
         yield report
 
