@@ -22,7 +22,7 @@ ALLOWED = {
     "models": FOUNDATION | {"layers"},
     "training": FOUNDATION | {"data", "layers", "models"},
     "evaluation": FOUNDATION | {"data", "layers", "models"},
-    "bench": FOUNDATION | {"layers", "models", "evaluation"},
+    "bench": FOUNDATION | {"data", "layers", "models", "evaluation"},
     "demo": FOUNDATION | {"data", "layers", "models", "training", "evaluation"},
     "cli": FOUNDATION | {"data", "layers", "models", "training", "evaluation", "demo", "bench"},
     "__main__": {"cli"},
@@ -109,6 +109,7 @@ def modules_after(statement: str) -> set[str]:
         "from mnemon.cli.app import main; main(['--help'])",
         "from mnemon.cli.app import main; main(['train', '--help'])",
         "from mnemon.cli.app import main; main(['data', 'babilong', '--help'])",
+        "from mnemon.cli.app import main; main(['bench', 'lm2', '--help'])",
     ],
 )
 def test_importing_and_asking_for_help_are_light(statement: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mnemon.cli.app import main
+from mnemon.evaluation.run import read_run
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,21 @@ def test_real_data_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> 
     assert portable("/elsewhere/babi") == "/elsewhere/babi"
     line = command_line(["x", "eval", "m", "--babi", "/somewhere/data/babi", "--tasks", "a b"])
     assert line == "mnemon eval m --babi \"$MNEMON_REAL_DATA/babi\" --tasks 'a b'"
+
+
+def test_diagnostics_show_what_the_memory_does_and_are_kept_with_the_run(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    words = ["eval", str(saved / "tiny-lm2"), str(saved / "tiny-plain"), "--lengths", "0k,1k", "--samples", "2"]
+    assert main([*words, "--max-new-tokens", "2", "--no-controls", "--diagnostics", "-o", str(folder)]) == 0
+    assert "What the memory does" in capsys.readouterr().out
+    run = read_run(folder)
+    assert [(report.label, report.length, report.num_samples) for report in run.diagnostics] == [
+        ("tiny-lm2", "0k", 4),
+        ("tiny-lm2", "1k", 4),
+    ]
+    assert 0 <= run.diagnostics[1].means["read_on_written"] <= 1
+    assert abs(sum(run.diagnostics[1].read_shares["block0"]) - 1) < 1e-5
+    assert "What the memories do" in (folder / "table.md").read_text()
+    assert "What the memories do" in (folder / "report.html").read_text()

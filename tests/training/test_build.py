@@ -98,3 +98,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_tensor_name(
     tiny["model"]["init_from"] = str(tmp_path)
     with pytest.raises(CheckpointError, match=fault):
         build_model(check_recipe(tiny), 420)
+
+
+def test_the_recipe_of_the_papers_size_has_the_papers_parameters() -> None:
+    counts = plan(load_recipe("lm2-1.7b"))["parameters"]
+    width, blocks = 2048, 16
+    assert counts["total"] - counts["memory"] == 1_235_814_400  # Llama-3.2-1B
+    matrices = 11 * width * width * blocks
+    # Besides the matrices: three gate biases and a norm of the model width, and a slope per head, in every block.
+    assert counts["memory"] == matrices + blocks * (3 * width + width + 8)
+    assert round(counts["memory"] / 1e9, 2) == 0.74

@@ -1,8 +1,9 @@
 """Reading and continuing long contexts: prefill speed, time per new token, state and peak memory."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,17 +11,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from mnemon.bench.cost import MemoryShape, ModelShape
 from mnemon.bench.models import build_model, random_tokens
 from mnemon.bench.peak import Probe, measure_peak
+from mnemon.bench.settings import Settings
 from mnemon.bench.timing import interleave
-from mnemon.errors import BackendUnavailable
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
 from mnemon.models.state import MemoryCache, MemoryState
 
 PIECE = 4096
 """Tokens that LM2 is given per call while it reads; the plain model is given the whole context at once."""
 _SLOW_SECONDS = 10.0
+_PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -109,68 +110,45 @@ class Reader:
         return cast(Tensor, continued)[:, -tokens:]
 
 
-def measure_inference(
-    shape: ModelShape,
-    memories: Sequence[MemoryShape],
-    *,
-    contexts: Sequence[int],
-    prefill: bool,
-    decode: bool,
-    new_tokens: int,
-    repeats: int,
-    time_limit: float,
-    device: str,
-    dtype: str,
-    threads: int,
-    compiled: bool,
-    report: Callable[[str], None],
-) -> list[InferenceRow]:
+def measure_inference(settings: Settings, report: Callable[[str], None]) -> list[InferenceRow]:
     """Measure every model at every context; models take turns within a context.
 
-    A reading that is expected to take longer than `time_limit` seconds is left out and said so: time is taken to grow
-    with the square of the context in the plain model, and in proportion to it with a memory.
+    A reading that is expected to take longer than the time limit is left out and said so: time is taken to grow with
+    the square of the context in the plain model, and in proportion to it with a memory.
 
     Args:
-        prefill: time the reading.
-        decode: time new tokens.
-        new_tokens: new tokens per round.
-        compiled: compile the single-token step of both models (CUDA graphs).
-    Raises:
-        BackendUnavailable: for `compiled` on another device than CUDA.
+        settings: `readers`, `contexts`, `new_tokens`, `time_limit` and how to run.
+        report: told what is measured next.
     """
-    if compiled and not device.startswith("cuda"):
-        raise BackendUnavailable(f"--compile needs --device cuda, got {device}; leave it out")
-    shapes = {"plain": None, **{memory.name: memory for memory in memories}}
-    readers = {name: Reader(build_model(shape, memory, device, dtype).eval()) for name, memory in shapes.items()}
-    last: dict[str, tuple[int, float]] = {}
+    device = settings.device
+    shapes = {_PLAIN: None, **{memory.name: memory for memory in settings.readers}}
+    readers = {
+        name: Reader(build_model(settings.shape, memory, device, settings.dtype).eval())
+        for name, memory in shapes.items()
+    }
+    fastest: dict[str, tuple[int, float]] = {}
     rows = []
-    for context in contexts:
-        ids = random_tokens(shape, 1, context, device)
-        expected = {name: _expected(last.get(name), context, 2 if name == "plain" else 1) for name in readers}
-        active = {name: reader for name, reader in readers.items() if expected[name] <= time_limit}
+    for context in settings.contexts:
+        expected = {name: _expected(fastest.get(name), context, 2 if name == _PLAIN else 1) for name in readers}
+        active = {name: reader for name, reader in readers.items() if expected[name] <= settings.time_limit}
         report(f"context {context}: reading ({', '.join(active)})")
-        places: dict[str, Place] = {}
-
-        def read(name: str, reader: Reader, ids: Tensor, places: dict[str, Place]) -> None:
-            places[name] = reader.prefill(ids)
-
-        slow = sum(expected[name] for name in active) > _SLOW_SECONDS
-        runs = {name: _bind(read, name, reader, ids, places) for name, reader in active.items()}
-        seconds = interleave(runs, (1 if slow else repeats) if prefill else 1, device, warm_ups=0 if slow else 1)
-        last |= {name: (context, min(seconds[name])) for name in active}
-        forward, generated = _decode(active, places, new_tokens, repeats, device, compiled) if decode else ({}, {})
+        ids = random_tokens(settings.shape, 1, context, device)
+        slow = "prefill" not in settings.parts or sum(expected[name] for name in active) > _SLOW_SECONDS
+        places, reading = _read(active, ids, 1 if slow else settings.repeats, device, warm_ups=0 if slow else 1)
+        fastest |= {name: (context, min(reading[name])) for name in active}
+        forward, generated = _continue(active, places, settings) if "decode" in settings.parts else ({}, {})
         for name in readers:
             if name not in active:
-                reason = f"reading it would take about {expected[name]:.0f} s, limit {time_limit:.0f} s"
+                reason = f"reading it would take about {expected[name]:.0f} s, limit {settings.time_limit:.0f} s"
                 rows.append(InferenceRow(name, context, [], [], [], 0, 0, reason))
                 continue
             report(f"context {context}: memory of {name}")
-            probe = Probe("infer", shape, shapes[name], context, 1, device, dtype, threads)
+            probe = Probe("infer", settings.shape, shapes[name], context, 1, device, settings.dtype, settings.threads)
             rows.append(
                 InferenceRow(
                     name,
                     context,
-                    seconds[name] if prefill else [],
+                    reading[name] if "prefill" in settings.parts else [],
                     forward.get(name, []),
                     generated.get(name, []),
                     places[name].num_bytes(),
@@ -180,28 +158,32 @@ def measure_inference(
     return rows
 
 
-def _decode(
-    readers: dict[str, Reader],
-    places: dict[str, Place],
-    new_tokens: int,
-    repeats: int,
-    device: str,
-    compiled: bool,
+def _read(
+    readers: dict[str, Reader], ids: Tensor, repeats: int, device: str, warm_ups: int
+) -> tuple[dict[str, Place], dict[str, list[float]]]:
+    """Read a context with every model in turn; returns where they stand afterwards, and seconds per reading."""
+    places: dict[str, Place] = {}
+
+    def read(name: str) -> None:
+        places.pop(name, None)  # two copies of a long context's keys and values may not fit
+        places[name] = readers[name].prefill(ids)
+
+    return places, interleave({name: partial(read, name) for name in readers}, repeats, device, warm_ups)
+
+
+def _continue(
+    readers: dict[str, Reader], places: dict[str, Place], settings: Settings
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Time new tokens by forward calls and by `generate()`; seconds per token."""
-    if compiled:
-        for reader in readers.values():
-            reader.model.compile(mode="reduce-overhead")
-    by_forward = {name: _bind(reader.decode, places[name], new_tokens) for name, reader in readers.items()}
-    by_generate = {name: _bind(reader.generate, places[name], new_tokens) for name, reader in readers.items()}
-    return tuple(  # type: ignore[return-value]
-        {name: [value / new_tokens for value in values] for name, values in interleave(runs, repeats, device).items()}
-        for runs in (by_forward, by_generate)
-    )
+    tokens = settings.new_tokens
+    by_forward = {name: partial(reader.decode, places[name], tokens) for name, reader in readers.items()}
+    by_generate = {name: partial(reader.generate, places[name], tokens) for name, reader in readers.items()}
+    first, second = (interleave(runs, settings.repeats, settings.device) for runs in (by_forward, by_generate))
+    return _per_token(first, tokens), _per_token(second, tokens)
 
 
-def _bind(function: Callable[..., object], *arguments: Any) -> Callable[[], object]:
-    return lambda: function(*arguments)
+def _per_token(seconds: dict[str, list[float]], tokens: int) -> dict[str, list[float]]:
+    return {name: [value / tokens for value in values] for name, values in seconds.items()}
 
 
 def _fresh_cache(place: Place) -> Any:

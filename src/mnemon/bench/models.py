@@ -1,6 +1,7 @@
 """The two competitors: a Hugging Face Llama as it is, and the same Llama with a memory."""
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mnemon.bench.cost import MemoryShape, ModelShape
@@ -37,7 +38,7 @@ def build_model(shape: ModelShape, memory: MemoryShape | None, device: str, dtyp
                 attention_span=memory.attention_span,
             )
         )
-    model.to(device=torch.device(device), dtype=DTYPES[dtype])
+    nn.Module.to(model, torch.device(device), DTYPES[dtype])
     return model.train()
 
 

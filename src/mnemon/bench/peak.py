@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from mnemon.bench.cost import MemoryShape, ModelShape
 from mnemon.errors import RunError
@@ -81,12 +80,14 @@ def run_probe(probe: Probe) -> Peak:
     torch.set_num_threads(probe.threads)
     model = build_model(probe.shape, probe.memory, probe.device, probe.dtype)
     ids = random_tokens(probe.shape, probe.batch_size, probe.tokens, probe.device)
-    work: Callable[[], Any]
     if probe.what == "infer":
         from mnemon.bench.inference import Reader
 
         reader = Reader(model.eval())
-        work = lambda: reader.decode(reader.prefill(ids), 4)  # noqa: E731
+
+        def work() -> object:
+            return reader.decode(reader.prefill(ids), 4)
+
     else:
         from mnemon.bench.train_step import TrainStep
 
@@ -97,7 +98,7 @@ def run_probe(probe: Probe) -> Peak:
     return Peak(peak, parameters)
 
 
-def _cuda_peak(work: Callable[[], Any], device: str) -> int:
+def _cuda_peak(work: Callable[[], object], device: str) -> int:
     import torch
 
     torch.cuda.reset_peak_memory_stats(device)
@@ -107,7 +108,7 @@ def _cuda_peak(work: Callable[[], Any], device: str) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _resident_peak(work: Callable[[], Any]) -> int:
+def _resident_peak(work: Callable[[], object]) -> int:
     before = _status("VmRSS")
     if before is not None:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the recorded peak starts again from here
@@ -117,6 +118,15 @@ def _resident_peak(work: Callable[[], Any]) -> int:
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     work()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before) * unit
+
+
+def resident_bytes() -> int:
+    """Return the resident set of this process; on systems that do not tell, its peak."""
+    now = _status("VmRSS")
+    if now is not None:
+        return now
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _status(field: str) -> int | None:

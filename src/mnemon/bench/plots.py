@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from mnemon.bench.inference import InferenceRow
 from mnemon.bench.run import BenchRun
@@ -91,6 +92,8 @@ def _inference_chart(rows: Sequence[InferenceRow]) -> Chart:
         contexts = sorted({row.context for row in rows})
         axes.set_xticks(contexts, [_short(context) for context in contexts])
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.5g}"))
         axes.set_xlabel("context, tokens")
         axes.set_title(title, fontsize=9)
         axes.grid(color="#dddddd")

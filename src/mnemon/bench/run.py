@@ -12,47 +12,11 @@ import torch
 
 from mnemon.bench.cost import MemoryShape, ModelShape
 from mnemon.bench.inference import InferenceRow, measure_inference
+from mnemon.bench.settings import Settings
 from mnemon.bench.train_step import TrainRow, measure_training
 from mnemon.errors import DataError
 from mnemon.evaluation.machine import describe_machine
 from mnemon.files import atomic_write_json, read_text
-
-PARTS = ("train", "prefill", "decode")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to measure.
-
-    Attributes:
-        parts: which of `PARTS`.
-        shape: the Llama.
-        memories: configurations of the training step.
-        readers: configurations of prefill and decoding, with an attention span.
-        tokens: tokens T of a training sequence.
-        default_segment: segment length the targets are set for.
-        contexts: context lengths of prefill and decoding, rising.
-        new_tokens: new tokens per round of decoding.
-        repeats: rounds that count.
-        time_limit: longest expected reading of one context in seconds.
-    """
-
-    parts: tuple[str, ...]
-    shape: ModelShape
-    memories: tuple[MemoryShape, ...]
-    readers: tuple[MemoryShape, ...]
-    tokens: int
-    batch_sizes: tuple[int, ...]
-    default_segment: int
-    contexts: tuple[int, ...]
-    new_tokens: int
-    repeats: int
-    time_limit: float
-    device: str
-    dtype: str
-    threads: int
-    optimiser: bool = False
-    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,37 +41,9 @@ def run_benchmark(settings: Settings, command: str, report: Callable[[str], None
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        common: dict[str, Any] = {
-            "repeats": settings.repeats,
-            "device": settings.device,
-            "dtype": settings.dtype,
-            "threads": settings.threads,
-            "report": report,
-        }
-        machine = {**describe_machine(settings.device), **_circumstances()}
-        train, inference = [], []
-        if "train" in settings.parts:
-            train = measure_training(
-                settings.shape,
-                settings.memories,
-                tokens=settings.tokens,
-                batch_sizes=settings.batch_sizes,
-                default_segment=settings.default_segment,
-                optimiser=settings.optimiser,
-                **common,
-            )
-        if {"prefill", "decode"} & set(settings.parts):
-            inference = measure_inference(
-                settings.shape,
-                settings.readers,
-                contexts=settings.contexts,
-                prefill="prefill" in settings.parts,
-                decode="decode" in settings.parts,
-                new_tokens=settings.new_tokens,
-                time_limit=settings.time_limit,
-                compiled=settings.compiled,
-                **common,
-            )
+        machine = {**describe_machine(settings.device), **circumstances()}
+        train = measure_training(settings, report) if "train" in settings.parts else []
+        inference = measure_inference(settings, report) if {"prefill", "decode"} & set(settings.parts) else []
     finally:
         torch.set_num_threads(threads)
     return BenchRun(settings, command, machine, train, inference)
@@ -146,7 +82,7 @@ def _settings(content: dict[str, Any]) -> Settings:
     return Settings(**{**content, **shapes, **lists, "shape": ModelShape(**content["shape"])})
 
 
-def _circumstances() -> dict[str, str]:
+def circumstances() -> dict[str, str]:
     """Name the date and the commit, where the package runs from a git checkout."""
     facts = {"date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")}
     try:

@@ -1,14 +1,15 @@
 """Time and added peak memory of one training step, plain against LM2."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from mnemon.bench.cost import MemoryShape, ModelShape, arithmetic_ratio
+from mnemon.bench.cost import MemoryShape, arithmetic_ratio
 from mnemon.bench.models import build_model, random_tokens
 from mnemon.bench.peak import Probe, measure_peak
+from mnemon.bench.settings import Settings
 from mnemon.bench.timing import interleave, paired_ratios, quartiles
 
 TIME_TARGETS = {"compact": 1.30, "full": 2.00}
@@ -69,44 +70,41 @@ class TrainRow:
         ]
 
 
-def measure_training(
-    shape: ModelShape,
-    memories: Sequence[MemoryShape],
-    *,
-    tokens: int,
-    batch_sizes: Sequence[int],
-    default_segment: int,
-    repeats: int,
-    device: str,
-    dtype: str,
-    threads: int,
-    optimiser: bool,
-    report: Callable[[str], None],
-) -> list[TrainRow]:
+def measure_training(settings: Settings, report: Callable[[str], None]) -> list[TrainRow]:
     """Measure every memory at every batch size; all models of a batch size take turns in one process.
 
     Args:
-        tokens: tokens T per sequence.
-        default_segment: segment length that the targets are set for.
-        optimiser: include a step of AdamW, in time and in memory.
+        settings: `memories`, `batch_sizes`, `tokens` and how to run.
         report: told what is measured next.
     """
-    keys = {_key(memory): memory for memory in memories}
-    models = {key: build_model(shape, memory, device, dtype) for key, memory in {_PLAIN: None, **keys}.items()}
+    shape, tokens = settings.shape, settings.tokens
+    keys = {_key(memory): memory for memory in settings.memories}
+    models = {
+        key: build_model(shape, memory, settings.device, settings.dtype)
+        for key, memory in {_PLAIN: None, **keys}.items()
+    }
     rows = []
-    for batch_size in batch_sizes:
+    for batch_size in settings.batch_sizes:
         report(f"training step, batch {batch_size}: time")
-        ids = random_tokens(shape, batch_size, tokens, device)
-        steps = {key: TrainStep(model, ids, optimiser) for key, model in models.items()}
-        seconds = interleave(steps, repeats, device)
+        ids = random_tokens(shape, batch_size, tokens, settings.device)
+        steps = {key: TrainStep(model, ids, settings.optimiser) for key, model in models.items()}
+        seconds = interleave(steps, settings.repeats, settings.device)
         for model in models.values():
             model.zero_grad(set_to_none=True)
         peaks = {}
         for key in models:
             report(f"training step, batch {batch_size}: memory of {key}")
-            what = "train+adamw" if optimiser else "train"
             peaks[key] = measure_peak(
-                Probe(what, shape, keys.get(key), tokens, batch_size, device, dtype, threads)
+                Probe(
+                    "train+adamw" if settings.optimiser else "train",
+                    shape,
+                    keys.get(key),
+                    tokens,
+                    batch_size,
+                    settings.device,
+                    settings.dtype,
+                    settings.threads,
+                )
             ).peak_bytes
         rows += [
             TrainRow(
@@ -118,7 +116,7 @@ def measure_training(
                 arithmetic_ratio(shape, memory, tokens),
                 peaks[_PLAIN],
                 peaks[key],
-                memory.segment_length == default_segment,
+                memory.segment_length == settings.default_segment,
             )
             for key, memory in keys.items()
         ]

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mnemon.cli.display import command_line, silence_libraries
+from mnemon.cli.display import command_line, silence_libraries, token_bar
 from mnemon.cli.options import JsonOption, OverwriteOption
 from mnemon.errors import ConfigError
-from mnemon.files import atomic_write_bytes, atomic_write_text, prepare_output_folder
+from mnemon.files import atomic_write_bytes, atomic_write_text, prepare_output_folder, read_text
 
 if TYPE_CHECKING:
-    from mnemon.bench.run import BenchRun, Settings
+    from mnemon.bench.run import BenchRun
+    from mnemon.bench.settings import Settings
 
 bench_app = typer.Typer(help="Measure speed and memory against what one would otherwise use.", no_args_is_help=True)
 
@@ -46,9 +47,6 @@ def lm2(
         float, typer.Option(min=1, help="Leave out a context whose reading is expected to take more seconds.")
     ] = 120.0,
     optimizer: Annotated[bool, typer.Option("--optimizer", help="Include AdamW in the training step.")] = False,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the decoding step of both models with CUDA graphs (CUDA only).")
-    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds: does everything run?")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results. (default: runs/bench/lm2)")
@@ -82,7 +80,6 @@ def lm2(
         dtype=dtype,
         threads=threads,
         optimiser=optimizer,
-        compiled=compile_,
     )
     folder = prepare_output_folder(output or Path("runs") / "bench" / "lm2", overwrite, resumable=False)
     run = _run(settings, folder, quiet=json_output)
@@ -91,7 +88,57 @@ def lm2(
 
         print(json.dumps({"output": str(folder), **asdict(run)}))
     else:
-        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(read_text(folder / "table.md"))
+
+
+@bench_app.command("stream")
+def stream(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="An LM2: a folder, a shipped checkpoint or a hub name."),
+    ],
+    tokens: Annotated[str, typer.Option(help="Length of the text; 1M is 1,048,576.")] = "1M",
+    every: Annotated[int, typer.Option(min=256, help="Tokens between two looks at memory and clock.")] = 10_240,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the results. (default: runs/bench/stream)")
+    ] = None,
+    json_output: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Read one very long text in one call: `mnemon bench stream babilong-tiny-lm2 --tokens 1M`.
+
+    Shows whether memory and speed stay flat. The folder gets results.json, table.md and stream.png.
+    """
+    length = _numbers("--tokens", tokens)[0]
+    target = _check_device(device)
+    from mnemon.bench.run import circumstances
+    from mnemon.bench.stream import StreamRun, long_text, write
+    from mnemon.bench.stream import stream as measure
+    from mnemon.evaluation.machine import describe_machine
+    from mnemon.models.loading import load_model
+    from mnemon.models.modeling_lm2 import LM2ForCausalLM
+
+    silence_libraries()
+    import torch
+
+    torch.set_num_threads(threads)
+    loaded, tokenizer = load_model(model, device=target)
+    if not isinstance(loaded, LM2ForCausalLM):
+        raise ConfigError(f"{model} has no memory; expected an LM2")
+    folder = prepare_output_folder(output or Path("runs") / "bench" / "stream", overwrite, resumable=False)
+    ids = long_text(tokenizer, length).to(target)
+    with token_bar(not json_output, ids.shape[1]) as report:
+        samples = measure(loaded, ids, every, report)
+    machine = {**describe_machine(target), **circumstances()}
+    run = StreamRun(Path(model).name, ids.shape[1], tuple(samples), command_line(sys.argv), machine)
+    write(folder, run)
+    if json_output:
+        low, high = run.memory_spread()
+        print(json.dumps({"output": str(folder), "memory_mib": [low, high], "tokens_per_second": run.speeds()}))
+    else:
+        print(read_text(folder / "table.md"))
 
 
 def _settings(
@@ -108,7 +155,7 @@ def _settings(
 ) -> "Settings":
     """Turn names into sizes; with `quick` everything becomes small."""
     from mnemon.bench.cost import MemoryShape, ModelShape
-    from mnemon.bench.run import Settings
+    from mnemon.bench.settings import Settings
 
     shape = ModelShape()
     if quick:

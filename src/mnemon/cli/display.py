@@ -5,12 +5,14 @@ Results go to standard output, progress to standard error.
 
 import os
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mnemon.evaluation.comparison import Comparison
+    from mnemon.evaluation.diagnostics import MemoryReport
     from mnemon.evaluation.suite import SuiteProgress
 
 REAL_DATA = "MNEMON_REAL_DATA"
@@ -54,6 +56,32 @@ def question_bar(show: bool, total: int) -> "Iterator[SuiteProgress | None]":
         yield report
 
 
+@contextmanager
+def token_bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how many tokens of a text are read, at what speed, and how long it will take."""
+    if not show:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
+        BarColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task("reading", total=total, speed="")
+        started = time.monotonic()
+
+        def report(read: int) -> None:
+            speed = read / max(time.monotonic() - started, 1e-9)
+            bar.update(line, completed=read, speed=f"{speed:,.0f} tokens/s")
+
+        yield report
+
+
 def print_comparison(comparison: "Comparison") -> None:
     """Print the accuracy table and what a reader must know about its models."""
     from rich.console import Console
@@ -64,6 +92,22 @@ def print_comparison(comparison: "Comparison") -> None:
     console.print(rich_table(comparison))
     for note in comparison.notes():
         console.print(note, style="dim", markup=False)
+
+
+def print_memory(reports: "Sequence[MemoryReport]") -> None:
+    """Print what the memories did, one column per model and length (the numbers have long names)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mnemon.evaluation.diagnostics import MEANINGS
+
+    table = Table(title="What the memory does", title_justify="left")
+    table.add_column("mean of")
+    for report in reports:
+        table.add_column(f"{report.label} {report.length}", justify="right")
+    for name, meaning in MEANINGS.items():
+        table.add_row(meaning, *(f"{report.means.get(name, float('nan')):.3g}" for report in reports))
+    Console().print(table)
 
 
 def command_line(argv: list[str]) -> str:

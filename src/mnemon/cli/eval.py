@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mnemon.cli.display import command_line, portable, print_comparison, question_bar, silence_libraries
+from mnemon.cli.display import (
+    command_line,
+    portable,
+    print_comparison,
+    print_memory,
+    question_bar,
+    silence_libraries,
+)
 from mnemon.cli.options import JsonOption, OverwriteOption, ResumeOption, SeedOption
 from mnemon.errors import ConfigError
 from mnemon.files import prepare_output_folder
@@ -69,6 +76,9 @@ def evaluate(
     controls: Annotated[
         bool, typer.Option("--controls/--no-controls", help="Add every LM2 once more with its memory knocked out.")
     ] = True,
+    diagnostics: Annotated[
+        bool, typer.Option("--diagnostics", help="Also show what every memory does: reads, gates, slots, by length.")
+    ] = False,
     batch_size: Annotated[
         str, typer.Option(help="Prompts per call: a number, or auto for what fits into --max-batch-tokens.")
     ] = "auto",
@@ -106,6 +116,7 @@ def evaluate(
         babi=babi,
         layout=layout,
         controls=controls,
+        diagnostics=diagnostics,
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
         max_new_tokens=max_new_tokens,
@@ -206,6 +217,8 @@ def _print_run(run: "EvaluationRun", folder: Path, as_json: bool) -> None:
         print(json.dumps({"output": str(folder), **summary(run, comparison)}, ensure_ascii=False))
         return
     print_comparison(comparison)
+    if run.diagnostics:
+        print_memory(run.diagnostics)
     print(f"Report: {folder / 'report.html'}")
 
 

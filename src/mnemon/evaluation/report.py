@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mnemon.evaluation import tables
 from mnemon.evaluation.comparison import Comparison
+from mnemon.evaluation.diagnostics import memory_grid, memory_notes
 from mnemon.evaluation.plots import Plot
 from mnemon.evaluation.tables import NAME_COLUMNS, Grid
 
@@ -94,6 +95,9 @@ def html_report(run: "EvaluationRun", comparison: Comparison, plots: Sequence[Pl
         note += "with 95 % bootstrap intervals; Holm's correction over all lines of this table; bold: below 0.05."
         tests = f'<p class="soft">{note}</p>' + _grid(tables.test_grid(comparison))
         sections.append(_section("Paired tests", tests))
+    if run.diagnostics:
+        memory = _grid(memory_grid(run.diagnostics)) + _list(memory_notes())
+        sections.append(_section("What the memories do", memory))
     sections += [
         _section("Both scoring rules", _grid(tables.rules_grid(comparison))),
         _section("How it was made", _making(run, comparison)),

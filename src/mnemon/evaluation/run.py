@@ -16,6 +16,7 @@ from typing import Any
 from mnemon.errors import DataError
 from mnemon.evaluation import tables
 from mnemon.evaluation.comparison import Comparison
+from mnemon.evaluation.diagnostics import MemoryReport, memory_grid, memory_notes, report_from_dict
 from mnemon.evaluation.results import BabilongResult, parse_json, result_from_dict
 from mnemon.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_text
 
@@ -32,12 +33,14 @@ class EvaluationRun:
         command: the command line that made it.
         machine: processor, threads, versions.
         example_prompt: one short prompt as the models saw it.
+        diagnostics: what the memories did, if it was asked for.
     """
 
     results: tuple[BabilongResult, ...]
     command: str
     machine: dict[str, str] = field(default_factory=dict)
     example_prompt: str = ""
+    diagnostics: tuple[MemoryReport, ...] = ()
 
     @property
     def comparison(self) -> Comparison:
@@ -92,7 +95,9 @@ def read_run(folder: Path) -> EvaluationRun:
         key = (str(record.pop("model", "")), str(record.get("task")), str(record.get("length")))
         predictions.setdefault(key, []).append(record)
     results = tuple(_result(item, predictions, str(path)) for item in value.get("results", ()))
-    return EvaluationRun(results, value.get("command", ""), value.get("machine", {}), value.get("example_prompt", ""))
+    reports = tuple(report_from_dict(item) for item in value.get("diagnostics", ()))
+    prompt = value.get("example_prompt", "")
+    return EvaluationRun(results, value.get("command", ""), value.get("machine", {}), prompt, reports)
 
 
 def summary(run: EvaluationRun, comparison: Comparison) -> dict[str, Any]:
@@ -106,6 +111,7 @@ def summary(run: EvaluationRun, comparison: Comparison) -> dict[str, Any]:
         "example_prompt": run.example_prompt,
         "results": [_result_summary(result) for result in run.results],
         "tests": [asdict(test) for test in comparison.tests],
+        "diagnostics": [asdict(report) for report in run.diagnostics],
     }
 
 
@@ -122,6 +128,9 @@ def markdown_page(run: EvaluationRun) -> str:
         head = "Paired tests over all tasks together (exact McNemar; difference with 95 % bootstrap interval):\n"
         parts += [head, tables.test_grid(comparison).markdown()]
     parts += ["Mean accuracy in percent by both scoring rules:\n", tables.rules_grid(comparison).markdown()]
+    if run.diagnostics:
+        parts += ["What the memories do, means over a few samples:\n", memory_grid(run.diagnostics).markdown()]
+        parts.append("".join(f"- {note}\n" for note in memory_notes()))
     parts.append(f"Command: `{run.command}`\n")
     return "\n".join(part for part in parts if part)
 

@@ -14,6 +14,7 @@ from mnemon.data.babilong import Sample
 from mnemon.errors import ConfigError, DataError
 from mnemon.evaluation.babilong import evaluate_babilong
 from mnemon.evaluation.controls import ModelSpec, with_controls
+from mnemon.evaluation.diagnostics import measure_memory
 from mnemon.evaluation.machine import describe_machine
 from mnemon.evaluation.results import Layout
 from mnemon.evaluation.run import EvaluationRun
@@ -49,6 +50,7 @@ class SuiteOptions:
         batch_size: most prompts per call; None leaves it to the token budget.
         max_batch_tokens: most padded prompt tokens per call; None chooses for each model.
         controls: add the knocked-out row of every LM2.
+        diagnostics: look at what every memory does, on a few samples of each length.
     """
 
     tasks: tuple[str, ...]
@@ -64,6 +66,7 @@ class SuiteOptions:
     max_batch_tokens: int | None = None
     max_new_tokens: int = 20
     controls: bool = True
+    diagnostics: bool = False
     samples_at: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -127,7 +130,10 @@ def evaluate_models(
         )
         results.append(result)
     machine = describe_machine(str(specs[0].model.device))
-    return EvaluationRun(tuple(results), command, machine, _example_prompt(source, options))
+    reports = []
+    if options.diagnostics:
+        reports = measure_memory(specs, source, options.tasks, options.lengths, options.layout)
+    return EvaluationRun(tuple(results), command, machine, _example_prompt(source, options), tuple(reports))
 
 
 def number_of_questions(specs: Sequence[ModelSpec], options: SuiteOptions) -> int:

@@ -364,6 +364,9 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     """
     tokenizer = build_tokenizer(recipe) if recipe.tokenizer_source else None
     size = recipe.tokenizer.vocab_size if tokenizer is None else len(tokenizer)
-    with _quiet_library():
-        model = build_model(recipe, size, tokenizer)
+    # Without weights wherever the shape is all in the recipe: a model of the paper's size is counted in a second.
+    section = recipe.model.model_copy(update={"init_from": None})
+    device = "meta" if section.from_base is None else "cpu"
+    with _quiet_library(), torch.device(device):
+        model = build_model(recipe.model_copy(update={"model": section}), size, tokenizer)
     return {"recipe": recipe.model_dump(mode="json"), "parameters": count_parameters(model)}

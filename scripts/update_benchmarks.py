@@ -1,0 +1,48 @@
+"""Write the pages of finished benchmarks, docs/results/bench-*.md, and their figures. No number is typed by hand.
+
+python scripts/update_benchmarks.py benchmarks/lm2-cpu --stream benchmarks/stream-cpu
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mnemon.bench import stream
+from mnemon.bench.plots import all_charts
+from mnemon.bench.report import markdown
+from mnemon.bench.run import read_results
+from mnemon.errors import MnemonError
+from mnemon.files import atomic_write_bytes, atomic_write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="folder with the results.json of `mnemon bench lm2`")
+    parser.add_argument("--stream", type=Path, help="folder with the results.json of `mnemon bench stream`")
+    parser.add_argument("--root", type=Path, default=ROOT, help="root of the repository (default: this one)")
+    options = parser.parse_args(arguments)
+    try:
+        results = options.root / "docs" / "results"
+        if options.folder is not None:
+            run = read_results(options.folder)
+            charts = all_charts(run)
+            for chart in charts:
+                atomic_write_bytes(results / f"bench-lm2-{chart.name}", chart.png)
+            page = markdown(run, [(chart.title, f"bench-lm2-{chart.name}") for chart in charts])
+            print(atomic_write_text(results / "bench-lm2.md", page))
+        if options.stream is not None:
+            reading = stream.read_results(options.stream)
+            atomic_write_bytes(results / "bench-stream.png", stream.chart(reading))
+            print(atomic_write_text(results / "bench-stream.md", stream.markdown(reading, "bench-stream.png")))
+    except MnemonError as error:
+        print(f"update_benchmarks: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
