@@ -7,9 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnemon.layers.memory_bank import MemoryBank, initial_bank, rms_normalise
+from mnemon.layers.memory_bank import MemoryBank, SegmentRead, initial_bank, rms_normalise
 
 B, D, J, W, H = 2, 20, 5, 12, 3
+
+
+def opened(layer: MemoryBank, bank: torch.Tensor) -> SegmentRead:
+    return layer.open_segment(rms_normalise(bank))
 
 
 def bank_layer(**options) -> MemoryBank:
@@ -54,7 +58,7 @@ def direct_update(layer: MemoryBank, bank: torch.Tensor, residual: torch.Tensor,
 
 def gathered(layer: MemoryBank, bank: torch.Tensor, residual: torch.Tensor, cuts: list[int], valid=None):
     statistics = layer.empty_statistics(B, residual)
-    segment = layer.open_segment(bank)
+    segment = opened(layer, bank)
     width = residual.shape[1]
     for start, end in zip([0, *cuts], [*cuts, width], strict=True):
         positions = torch.arange(start, end)[None]
@@ -83,7 +87,7 @@ def test_masked_tokens_take_no_part_in_the_write():
 
 def test_a_call_without_a_real_token_leaves_the_write_statistics_exactly_as_they_were():
     layer, bank = bank_layer(), random(B, J, W)
-    segment, nothing = layer.open_segment(bank), torch.zeros(B, 3, dtype=torch.bool)
+    segment, nothing = opened(layer, bank), torch.zeros(B, 3, dtype=torch.bool)
     fresh = layer.empty_statistics(B, bank)
     begun = layer.gather(random(B, 4, D, seed=2), torch.arange(4)[None], None, segment, fresh)
     for before in (fresh, begun):
@@ -123,7 +127,8 @@ def test_the_online_write_has_the_gradients_of_the_equations():
 
 def test_reading_is_the_gated_attention_of_the_equations():
     layer, bank, x = bank_layer(), random(B, J, W), random(B, 6, D, seed=3)
-    term, weights, _ = layer.read(x, layer.open_segment(bank))
+    term, weights, _ = layer.read(x, opened(layer, bank), wants_weights=True)
+    assert torch.allclose(layer.read(x, opened(layer, bank)).term, term, atol=1e-12)
     hat, d = rms_normalise(bank), W // H
     retrieved = torch.zeros(B, 6, W, dtype=torch.float64)
     for head in range(H):
@@ -138,7 +143,7 @@ def test_reading_is_the_gated_attention_of_the_equations():
 
 def test_top_k_reads_use_k_slots_per_head():
     layer = bank_layer(read_top_k=2)
-    weights = layer.read(random(B, 6, D), layer.open_segment(random(B, J, W))).weights
+    weights = layer.read(random(B, 6, D), opened(layer, random(B, J, W))).weights
     assert ((weights > 0).sum(-1) == 2).all()
     assert torch.allclose(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
@@ -159,7 +164,7 @@ def test_a_later_token_counts_more_where_the_recency_slope_is_positive():
     assert layer.recency_slope.tolist() == [0.0, 0.05000000074505806, 0.20000000298023224]
     keys = layer.write_key(token)
     assert torch.allclose(keys[:, 0], keys[:, -1])
-    last = layer.gather(token, torch.arange(10)[None], None, layer.open_segment(bank), layer.empty_statistics(B, token))
+    last = layer.gather(token, torch.arange(10)[None], None, opened(layer, bank), layer.empty_statistics(B, token))
     weights = torch.exp(layer.recency_slope[:, None] * (torch.arange(10) - 9))
     assert torch.allclose(last.total[0, :, 0], weights.sum(-1), atol=1e-9)
 
@@ -168,7 +173,7 @@ def test_a_stretched_gate_closes_and_opens_completely_and_starts_at_the_retentio
     layer = bank_layer(retention=0.9, gate_stretch=0.1)
     for gate in (layer.input_gate, layer.forget_gate, layer.forget_gate_bank):
         gate.weight.data.zero_()
-    statistics = layer.gather(random(B, 6, D), torch.arange(6)[None], None, layer.open_segment(random(B, J, W)),
+    statistics = layer.gather(random(B, 6, D), torch.arange(6)[None], None, opened(layer, random(B, J, W)),
                               layer.empty_statistics(B, random(1)))  # fmt: skip
     bank = random(B, J, W, seed=2)
     assert torch.allclose(layer.update(bank, statistics)[1].forget_gate, torch.full((B, J, W), 0.9).double())

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
 
 from mnemon.errors import ConfigError
-from mnemon.layers.memory_bank import MemoryBank
+from mnemon.layers.memory_bank import MemoryBank, rms_normalise
 from mnemon.training import train
 from mnemon.training.build import build_model
 from mnemon.training.recipe_io import check_recipe
@@ -85,7 +85,7 @@ def test_autocast_leaves_the_gates_and_statistics_of_a_bank_exact() -> None:
         for parameter, value in bank.initial_values():
             parameter.copy_(value)
     state, residual = torch.randn(2, 4, 16), torch.randn(2, 8, 32)
-    segment = bank.open_segment(state)
+    segment = bank.open_segment(rms_normalise(state))
     empty = bank.empty_statistics(2, residual)
     statistics = bank.gather(residual, torch.arange(8)[None], None, segment, empty)
     new, gates = bank.update(state, statistics)

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Score of a position that takes no part in a softmax. Finite, so that "no token seen yet" needs no special case.
+from mnemon.layers.lean_gradients import gated_projection, normed_projections, written_content
+
+# Peak of the scores before the first token. Finite, so that it needs no special case.
 _NEVER = -1e30
-# Lowest score below the peak. A weight of exp(-50) vanishes beside the peak's own even in float64; much fainter ones
-# are subnormal numbers, on which a CPU computes many times slower (they doubled the time of the write).
-_FAINTEST = -50.0
 _INITIAL_SLOPES = (0.0, 0.05, 0.2, 0.6)
 _RMS_EPS = 1e-6
 
@@ -60,12 +59,12 @@ class ReadResult(NamedTuple):
 
     Attributes:
         term: memory term (g_out * E_mem) W_O, [B, T, D].
-        weights: read weights, [B, H, T, J].
+        weights: read weights, [B, H, T, J], or None.
         output_gate: g_out, [B, T, W].
     """
 
     term: Tensor
-    weights: Tensor
+    weights: Tensor | None
     output_gate: Tensor
 
 
@@ -183,9 +182,9 @@ class MemoryBank(nn.Module):
         values.append((self.recency_slope, torch.tensor(slopes).to(self.recency_slope)))
         return values
 
-    def open_segment(self, bank: Tensor) -> SegmentRead:
-        """Project the segment-start bank [B, J, W] once for all tokens of the segment."""
-        normalised = rms_normalise(bank).to(self.read_key.weight.dtype)
+    def open_segment(self, normalised: Tensor) -> SegmentRead:
+        """Project the segment-start bank, RMS-normalised, [B, J, W], once for all tokens of the segment."""
+        normalised = normalised.to(self.read_key.weight.dtype)
         scale = 1 / math.sqrt(self.head_dim)
         return SegmentRead(
             self._heads(self.read_key(normalised) * scale),
@@ -193,7 +192,7 @@ class MemoryBank(nn.Module):
             self._heads((self.write_query(normalised) + self.slot_key) * scale),
         )
 
-    def read(self, x: Tensor, segment: SegmentRead) -> ReadResult:
+    def read(self, x: Tensor, segment: SegmentRead, wants_weights: bool = False) -> ReadResult:
         """Read the bank for every token.
 
             E_mem = softmax(x W_Q (M W_K)^T / sqrt(d)) M W_V;   g_out = sigmoid(E_mem W_out + b_out)
@@ -201,20 +200,29 @@ class MemoryBank(nn.Module):
         Args:
             x: the block's normalised input, [B, T, D].
             segment: projections of the segment-start bank.
+            wants_weights: whether to return the read weights.
         Returns:
-            Memory term, read weights and output gate.
+            Memory term, read weights (None unless they were wanted or computed) and output gate.
         Source:
             arXiv:2502.06049, equations 1-3, with multiple heads.
         """
         queries = self._heads(self.read_query(x))
+        weights = None
+        if wants_weights or self.read_top_k is not None:
+            weights = self._read_weights(queries, segment)
+            retrieved = self._merge(weights @ segment.values)
+        else:  # the library's fused attention keeps no weights for the backward pass
+            keys, values = (part.expand(len(x), -1, -1, -1) for part in (segment.keys, segment.values))
+            retrieved = self._merge(F.scaled_dot_product_attention(queries, keys, values, scale=1.0))
+        gate = torch.sigmoid(self.output_gate(retrieved))
+        return ReadResult(gated_projection(gate, retrieved, self.output.weight), weights, gate)
+
+    def _read_weights(self, queries: Tensor, segment: SegmentRead) -> Tensor:
         scores = queries @ segment.keys.transpose(-1, -2)
         if self.read_top_k is not None and self.read_top_k < scores.shape[-1]:
             threshold = scores.topk(self.read_top_k, dim=-1).values[..., -1:]
             scores = scores.masked_fill(scores < threshold, float("-inf"))
-        weights = scores.softmax(dim=-1)
-        retrieved = self._merge(weights @ segment.values)
-        gate = torch.sigmoid(self.output_gate(retrieved))
-        return ReadResult(self.output(gate * retrieved), weights, gate)
+        return scores.softmax(dim=-1)
 
     def empty_statistics(self, batch_size: int, like: Tensor) -> WriteStatistics:
         """Return the statistics of a segment without tokens, on the device of `like` and in the state's dtype."""
@@ -241,30 +249,23 @@ class MemoryBank(nn.Module):
         Returns:
             The new statistics, in the state's dtype.
         """
-        dtype = past.total.dtype
-        y = F.rms_norm(residual, residual.shape[-1:], self.write_norm, self.norm_eps)
-        keys, values = self._heads(self.write_key(y)), self._heads(self.write_value(y)).to(dtype)
-        scores = (segment.write_queries @ keys.transpose(-1, -2)).to(dtype)
-        # ALiBi form: a later fact about the same thing counts more. The constant -slope * (segment end) is left out,
-        # because a softmax does not see it and the end is not known while decoding. In place from here on: no gradient
-        # needs the scores themselves, and writing J x T numbers to fresh memory costs more than computing them.
-        slope = self.recency_slope.to(dtype)[None, :, None, None]
-        scores.add_(slope * positions.to(dtype)[:, None, None, :])
-        if valid is not None:
-            scores.masked_fill_(~valid[:, None, None, :], _NEVER)
-        peak = torch.maximum(past.peak, scores.detach().amax(dim=-1))
-        scores.sub_(peak[..., None])
-        with torch.no_grad():  # weight and gradient are negligible either way
-            scores.clamp_min_(_FAINTEST)
-        weights = scores.exp_()
-        if valid is not None:
-            weights = weights * valid[:, None, None, :]
-        rescale = torch.exp(past.peak - peak)
-        return WriteStatistics(
-            peak,
-            past.total * rescale + weights.sum(dim=-1),
-            past.value * rescale[..., None] + _matmul_exactly(weights, values),
+        projected = normed_projections(
+            residual, self.write_norm, self.norm_eps, self.write_key.weight, self.write_value.weight
         )
+        keys, values = map(self._heads, projected)
+        # ALiBi form: a later fact about the same thing counts more. The constant -slope * (segment end) is left out,
+        # because a softmax does not see it and the end is not known while decoding.
+        peak, total, value = written_content(
+            segment.write_queries,
+            keys,
+            values,
+            self.recency_slope,
+            positions,
+            valid,
+            past.peak,
+        )
+        rescale = torch.exp(past.peak - peak)
+        return WriteStatistics(peak, past.total * rescale + total, past.value * rescale[..., None] + value)
 
     def update(self, bank: Tensor, statistics: WriteStatistics) -> tuple[Tensor, GateValues]:
         """Apply the gated update of a complete segment.
@@ -314,9 +315,3 @@ def _linear_in(dtype: torch.dtype, linear: nn.Linear, x: Tensor) -> Tensor:
     bias = None if linear.bias is None else linear.bias.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
-
-
-def _matmul_exactly(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply in the dtype of the arguments: autocast would round the statistics of a segment to bfloat16."""
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b

@@ -4,7 +4,8 @@ Hugging Face's own layers write some states in place and count blank columns as 
 a `MemoryState`, return new ones, and know how many of the call's tokens are real in every row.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +47,7 @@ class KeyValueLayer(DynamicLayer):
         self.view = view
         self.new: tuple[Tensor, ...] = ()
         self.seen: tuple[Tensor, ...] = ()
+        self.joined: dict[int, tuple[torch.Size, list[Tensor]]] = {}
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
@@ -63,6 +65,8 @@ class KeyValueLayer(DynamicLayer):
             else:
                 keys = [moved, *_without_first_columns(keys, self.view.width)]
         self.seen = (_joined([*keys, key_states]), _joined([*values, value_states]))
+        for seen, pieces in zip(self.seen, ([*keys, key_states], [*values, value_states]), strict=True):
+            self.joined[seen.data_ptr()] = (seen.shape, pieces)
         return self.seen[0], self.seen[1]
 
     def selected(self, columns: Columns) -> tuple[Tensor, ...]:
@@ -164,6 +168,28 @@ class BaseCache(Cache):
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
         """Return False, for the same reason (older releases ask this way)."""
         return False
+
+    @contextlib.contextmanager
+    def keeping_pieces(self) -> Iterator[None]:
+        """Let the backward pass join keys and values again instead of keeping a joined copy for every call.
+
+        A call joins all earlier keys with its own; keeping every one of these copies would cost memory quadratic in
+        the length of the text.
+        """
+
+        def pack(tensor: Tensor) -> Any:
+            shape, pieces = joined.get(tensor.data_ptr(), (None, []))
+            return [piece.detach() for piece in pieces] if len(pieces) > 1 and shape == tensor.shape else tensor
+
+        def unpack(packed: Any) -> Tensor:
+            return packed if isinstance(packed, Tensor) else _joined(packed)
+
+        joined: dict[int, tuple[torch.Size, list[Tensor]]] = {}
+        for state in self.states:
+            if isinstance(state, KeyValueLayer):
+                state.joined = joined
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:

@@ -152,9 +152,12 @@ def as_attention_mask(
             return None
         seen = np.tri(*shape, shape[1] - shape[0], dtype=bool)[None]
     mask = torch.from_numpy(seen).to(device)[:, None]
-    if implementation in (None, "sdpa"):
+    # Fused attention turns a boolean mask into numbers in every block, and keeps them for the backward pass; autocast
+    # would have to convert numbers of another precision.
+    once_for_all = torch.is_grad_enabled() and not torch.is_autocast_enabled(device.type)
+    if implementation in (None, "sdpa") and not once_for_all:
         return mask
-    if implementation == "eager":
+    if implementation in (None, "sdpa", "eager"):
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     raise BackendUnavailable(
         f"attn_implementation={implementation!r} takes no mask for ragged rows or an attention span; use sdpa or eager"

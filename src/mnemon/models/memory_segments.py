@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemon.layers.memory_bank import GateValues, MemoryBank, SegmentRead, WriteStatistics
+from mnemon.layers.memory_bank import GateValues, MemoryBank, SegmentRead, WriteStatistics, rms_normalise
 from mnemon.layers.memory_diagnostics import MemoryDiagnostics, written_share
 from mnemon.models.graft import attached
 from mnemon.models.segmented_decoder import SegmentedDecoder, call_tensor
@@ -26,7 +26,8 @@ class MemorySegments:
         decoder: the decoder under the memory.
         banks: the memory of each chosen block, by the block's index; empty = the memory is knocked out.
         flow: "depth" (one bank runs through the blocks) or "layer" (every block keeps its own).
-        keep_pieces: carry keys and values in pieces (for gradient checkpointing).
+        keep_pieces: carry keys and values in pieces (for training).
+        recomputes: whether the caller recomputes segments in the backward pass.
         diagnostics: takes what the memory does, if anybody asks.
         initial: initial bank [J, W].
     """
@@ -37,6 +38,7 @@ class MemorySegments:
         banks: dict[int, MemoryBank],
         flow: str,
         keep_pieces: bool,
+        recomputes: bool,
         diagnostics: MemoryDiagnostics | None,
         initial: Tensor,
     ) -> None:
@@ -45,6 +47,7 @@ class MemorySegments:
         self.banks = list(banks.values())
         self.is_depth = flow == "depth"
         self.keep_pieces = keep_pieces
+        self.recomputes = recomputes
         self.diagnostics = diagnostics
         self.initial = initial
 
@@ -65,7 +68,7 @@ class MemorySegments:
         segments = self._open(state)
         statistics = list(state.statistics)
         with self._attached(call, state, segments, statistics if writes else None):
-            logits, decoder = self.decoder.run(inputs, call, state.decoder, slots, self.keep_pieces)
+            logits, decoder = self.decoder.run(inputs, call, state.decoder, slots, self.keep_pieces, self.recomputes)
         # With gradients nobody stops inside a segment, and the projections would only hold on to their graph.
         projections = () if torch.is_grad_enabled() else segments
         state = replace(state, decoder=decoder, statistics=tuple(statistics), projections=projections)
@@ -75,13 +78,10 @@ class MemorySegments:
         """Return every block's projections of the bank its tokens read."""
         if not self.banks or state.projections:
             return state.projections if self.banks else ()
-        return tuple(bank.open_segment(self._segment_bank(state, order)) for order, bank in enumerate(self.banks))
-
-    def _segment_bank(self, state: MemoryState, order: int) -> Tensor:
-        bank = state.bank[:, 0 if self.is_depth else order]
         # Before the first update all rows are one and the same expanded bank: project it once.
-        is_initial = torch.is_grad_enabled() and bank.stride(0) == 0
-        return bank[:1] if is_initial else bank
+        is_initial = torch.is_grad_enabled() and state.bank.stride(0) == 0
+        layers = rms_normalise(state.bank[:1] if is_initial else state.bank).unbind(1)
+        return tuple(bank.open_segment(layers[0 if self.is_depth else order]) for order, bank in enumerate(self.banks))
 
     def _attached(
         self,
@@ -101,8 +101,8 @@ class MemorySegments:
 
         def term(order: int, h: Tensor, x: Tensor, branch: Tensor) -> Tensor:
             bank = self.banks[order]
-            read = bank.read(x, segments[order])
-            if self.diagnostics is not None:
+            read = bank.read(x, segments[order], wants_weights=self.diagnostics is not None)
+            if self.diagnostics is not None and read.weights is not None:
                 share = self._written_share(state, order)
                 self.diagnostics.add_read(
                     self.indices[order], read.weights, read.output_gate, share, read.term, branch, valid

@@ -417,7 +417,8 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             self.segmented,
             {} if knock_out else {int(index): bank for index, bank in zip(self.memory, self.banks, strict=True)},
             self.config.flow,
-            keep_pieces=recomputes,
+            keep_pieces=self.training and torch.is_grad_enabled(),
+            recomputes=recomputes,
             diagnostics=diagnostics,
             initial=self.initial_memory,
         )

@@ -241,6 +241,7 @@ class SegmentedDecoder:
         state: DecoderState,
         slots: np.ndarray,
         keep_pieces: bool = False,
+        recomputes: bool = False,
     ) -> tuple[Tensor, DecoderState]:
         """Run one call of the decoder, within one segment of every row.
 
@@ -249,20 +250,23 @@ class SegmentedDecoder:
             call: which tokens these are.
             state: what earlier calls left; not changed.
             slots: columns of the call to compute logits for.
-            keep_pieces: carry keys and values as pieces, one per call, instead of joining them.
+            keep_pieces: carry keys and values as pieces, one per call, so that the backward pass need not keep them
+                joined.
+            recomputes: whether the caller recomputes the call in the backward pass, and itself decides what is kept.
         Returns:
             Logits [B, len(slots), vocabulary] and the new state.
         """
         sights = [self._sight(positions, call, reach) for positions, reach in self._by_reach(state)]
         cache = BaseCache(state.base, [block.kind for block in self.blocks], call, self._views(sights))
-        logits: Tensor = self.base(
-            **{"input_ids" if inputs.ndim == 2 else "inputs_embeds": inputs},
-            attention_mask=self._attention_mask(sights, call, inputs.device),
-            position_ids=call_tensor(call.positions, call, inputs.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=_logits_to_keep(slots, call.width, inputs.device),
-        ).logits
+        with cache.keeping_pieces() if keep_pieces and not recomputes else contextlib.nullcontext():
+            logits: Tensor = self.base(
+                **{"input_ids" if inputs.ndim == 2 else "inputs_embeds": inputs},
+                attention_mask=self._attention_mask(sights, call, inputs.device),
+                position_ids=call_tensor(call.positions, call, inputs.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=_logits_to_keep(slots, call.width, inputs.device),
+            ).logits
         counts = call.starts + call.lengths
         entries, positions = self._carry(state, cache, [sight.keys for sight in sights], counts, keep_pieces)
         return logits, DecoderState(tuple(int(count) for count in counts), entries, positions)

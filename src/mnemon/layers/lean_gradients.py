@@ -1,0 +1,154 @@
+"""Steps of the memory whose backward pass recomputes what is cheap instead of keeping it.
+
+Each is equal to a plain expression (given in its docstring and tested against it in float64); what differs is what
+autograd keeps: never a number per token and slot, never a product of two tensors that are kept anyway. Like the rest of
+the bank they are pure functions, they run under autocast, and they have no second derivative.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Lowest score below the peak. A weight of exp(-50) vanishes beside the peak's own even in float64; much fainter ones
+# are subnormal numbers, on which a CPU computes many times slower (they doubled the time of the write).
+_FAINTEST = -50.0
+_NEVER = -1e30  # score of a token that does not count
+
+
+def written_content(
+    queries: Tensor, keys: Tensor, values: Tensor, slope: Tensor, positions: Tensor, valid: Tensor | None, floor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum values over tokens with exponential weights, relative to the largest score.
+
+        s_jt = q_j . k_t + slope * position_t;   peak_j = max(floor_j, max_t s_jt)
+        total_j = sum_t exp(s_jt - peak_j);   value_j = sum_t exp(s_jt - peak_j) v_t
+
+    Args:
+        queries: [B or 1, H, J, d].
+        keys: [B, H, T, d].
+        values: [B, H, T, d].
+        slope: [H], added to the scores per position.
+        positions: [B or 1, T].
+        valid: True where a token counts, [B, T]; None = everywhere.
+        floor: smallest peak, [B, H, J]; no gradient.
+    Returns:
+        peak [B, H, J] (no gradient), total [B, H, J], value [B, H, J, d], in the dtype of `floor`.
+    """
+    with torch.autocast(keys.device.type, enabled=False):
+        dtype = floor.dtype
+        parts = (queries.to(dtype), keys.to(dtype), values.to(dtype), slope.to(dtype), positions.to(dtype))
+        found: tuple[Tensor, Tensor, Tensor] = _WrittenContent.apply(*parts, valid, floor)
+        return found
+
+
+class _WrittenContent(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slope: Tensor,
+        positions: Tensor,
+        valid: Tensor | None,
+        floor: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scores = _scores(queries, keys, slope, positions, valid)
+        peak = torch.maximum(floor, scores.amax(dim=-1))
+        weights = _weights(scores, peak, valid)
+        ctx.save_for_backward(queries, keys, values, slope, positions, valid, peak)
+        ctx.mark_non_differentiable(peak)
+        return peak, weights.sum(dim=-1), weights @ values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, d_total: Tensor, d_value: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, slope, positions, valid, peak = ctx.saved_tensors
+        with torch.autocast(keys.device.type, enabled=False):
+            weights = _weights(_scores(queries, keys, slope, positions, valid), peak, valid)
+            d_values = weights.transpose(-1, -2) @ d_value
+            # d_scores = weights * (d_value . v + d_total), in place of the weights.
+            d_scores = weights.mul_((d_value @ values.transpose(-1, -2)).add_(d_total[..., None]))
+            d_queries = (d_scores @ keys).sum_to_size(queries.shape)
+            d_keys = d_scores.transpose(-1, -2) @ queries
+            d_slope = (d_scores.sum(dim=2) * positions[:, None, :]).sum(dim=(0, 2))
+        return d_queries, d_keys, d_values, d_slope, None, None, None
+
+
+def _scores(queries: Tensor, keys: Tensor, slope: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+    scores = queries @ keys.transpose(-1, -2)
+    scores.add_((slope[None, :, None] * positions[:, None, :])[:, :, None, :])
+    return scores if valid is None else scores.masked_fill_(~valid[:, None, None, :], _NEVER)
+
+
+def _weights(scores: Tensor, peak: Tensor, valid: Tensor | None) -> Tensor:
+    """Return exp(scores - peak), in place of the scores."""
+    weights = scores.sub_(peak[..., None]).clamp_min_(_FAINTEST).exp_()
+    return weights if valid is None else weights.mul_(valid[:, None, None, :])
+
+
+def gated_projection(gate: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return (gate * x) weight^T without keeping the product; gate and x [..., W], weight [D, W]."""
+    projected: Tensor = _GatedProjection.apply(gate, x, weight)
+    return projected
+
+
+class _GatedProjection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, x, weight)
+        return F.linear(gate * x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, x, weight = ctx.saved_tensors
+        product = (gate * x).to(d_out.dtype)
+        d_product = d_out @ weight.to(d_out.dtype)
+        d_weight = d_out.flatten(0, -2).transpose(0, 1) @ product.flatten(0, -2)
+        return d_product * x, d_product * gate, d_weight
+
+
+def normed_projections(x: Tensor, scale: Tensor, eps: float, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return RMSNorm(x) one^T and RMSNorm(x) other^T without keeping the normalised x.
+
+    Args:
+        x: [..., D].
+        scale: weight of the norm, [D].
+        eps: epsilon of the norm.
+        one: weight of the first projection, [W, D].
+        other: weight of the second, [W, D].
+    """
+    projected: tuple[Tensor, Tensor] = _NormedProjections.apply(x, scale, eps, one, other)
+    return projected
+
+
+class _NormedProjections(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, scale, one, other)
+        ctx.eps = eps
+        y = F.rms_norm(x, x.shape[-1:], scale, eps)
+        return F.linear(y, one), F.linear(y, other)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_one: Tensor, d_other: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, one, other = ctx.saved_tensors
+        with torch.enable_grad():
+            x, scale = x.detach().requires_grad_(), scale.detach().requires_grad_()
+            y = F.rms_norm(x, x.shape[-1:], scale, ctx.eps)
+        dtype = d_one.dtype
+        d_y = torch.addmm(d_one.flatten(0, -2) @ one.to(dtype), d_other.flatten(0, -2), other.to(dtype)).view_as(y)
+        flat = y.detach().flatten(0, -2).to(dtype)
+        d_x, d_scale = torch.autograd.grad(y, (x, scale), d_y.to(y.dtype))
+        return (
+            d_x,
+            d_scale,
+            None,
+            d_one.flatten(0, -2).transpose(0, 1) @ flat,
+            d_other.flatten(0, -2).transpose(0, 1) @ flat,
+        )
