@@ -1,0 +1,34 @@
+"""States of update rules as values: a tensor or a NamedTuple of tensors, handled alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of gates and state for inputs of `dtype`: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def leaves(state: Any) -> tuple[Tensor, ...]:
+    """Return the tensors of a state, in order."""
+    return (state,) if isinstance(state, Tensor) else tuple(state)
+
+
+def combine(function: Callable[..., Tensor], *states: Any) -> Any:
+    """Apply a function to the corresponding tensors of one or more states and return a state of the same kind."""
+    if isinstance(states[0], Tensor):
+        return function(*states)
+    return type(states[0])(*(function(*tensors) for tensors in zip(*states, strict=True)))
+
+
+def concatenate(states: list[Any]) -> Any:
+    """Join states of several groups of sequences into one state with all their rows."""
+    return states[0] if len(states) == 1 else combine(lambda *rows: torch.cat(rows), *states)
+
+
+def select_rows(state: Any, rows: Tensor) -> Any:
+    """Return the state of some sequences, by their row numbers [N]."""
+    return combine(lambda tensor: tensor.index_select(0, rows), state)
