@@ -51,6 +51,7 @@ class UpdateRule:
         parameters: weights of the memory, by keyword.
         hyper_parameters: settings, by keyword.
         unit_keys: the rule is only stable for keys of norm 1 at most; the layer has to normalise them.
+        equal_widths: keys and values must have the same width, K = V.
         counts_tokens: identity inputs cannot express a masked step (the rule counts tokens, or moves without input).
             Such a `chunkwise_form` takes `mask`: None, or [B, T] that is False at the end of rows only. `step` never
             sees a mask: the scan leaves the state of a masked token as it was.
@@ -70,6 +71,7 @@ class UpdateRule:
     parameters: tuple[ParameterSpec, ...] = ()
     hyper_parameters: tuple[HyperParameter, ...] = ()
     unit_keys: bool = False
+    equal_widths: bool = False
     counts_tokens: bool = False
 
     @property

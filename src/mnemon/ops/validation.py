@@ -101,6 +101,8 @@ def _check_inputs(rule: "UpdateRule", q: Tensor, k: Tensor, v: Tensor) -> None:
     if not fits:
         shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
         raise ShapeError(f"{rule.name}: expected q and k [B, T, H, K] and v [B, T, H, V], got {shapes}")
+    if rule.equal_widths and q.shape[-1] != v.shape[-1]:
+        raise ShapeError(f"{rule.name}: keys and values must have the same width, got {q.shape[-1]} and {v.shape[-1]}")
     if not (q.dtype == k.dtype == v.dtype and v.is_floating_point()):
         raise ShapeError(
             f"{rule.name}: q, k and v must have one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}; convert them"
