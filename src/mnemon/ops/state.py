@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mnemon.ops.declaration import Dimensions
+
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of gates and state for inputs of `dtype`: float64 for float64, else float32."""
@@ -32,3 +34,9 @@ def concatenate(states: list[Any]) -> Any:
 def select_rows(state: Any, rows: Tensor) -> Any:
     """Return the state of some sequences, by their row numbers [N]."""
     return combine(lambda tensor: tensor.index_select(0, rows), state)
+
+
+def empty_matrix(dimensions: Dimensions, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Return the state of a rule whose memory is one matrix S per head and starts empty: zeros [N, H, K, V]."""
+    sequences, heads, key_dim, value_dim, _ = dimensions
+    return torch.zeros(sequences, heads, key_dim, value_dim, dtype=dtype, device=device)

@@ -12,13 +12,8 @@ from torch import Tensor
 
 from mnemon.ops.chunking import from_chunks, to_chunks
 from mnemon.ops.kernels import fla
-from mnemon.ops.rule import Dimensions, FlaForm, Source, UpdateRule
-
-
-def init_state(dimensions: Dimensions, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Return an empty memory S, [N, H, K, V]."""
-    sequences, heads, key_dim, value_dim, _ = dimensions
-    return torch.zeros(sequences, heads, key_dim, value_dim, dtype=dtype, device=device)
+from mnemon.ops.rule import FlaForm, Source, UpdateRule
+from mnemon.ops.state import empty_matrix
 
 
 def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +31,7 @@ def chunkwise(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, chunk_size: int
 
 
 def _fla(q: Tensor, k: Tensor, v: Tensor, state: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
-    # Without a decay simple GLA is this rule; its own linear-attention call normalises unless told otherwise.
+    # Simple GLA without a decay: the function named after linear attention normalises its output by default.
     return fla.call("simple_gla", "chunk_simple_gla", q, k, v, state, cu_seqlens)
 
 
@@ -45,7 +40,7 @@ RULE = UpdateRule(
     equation="S ← S + kᵀv;  o = q S",
     source=Source("Transformers are RNNs", "2006.16236", "equations 16-20"),
     gates=(),
-    init_state=init_state,
+    init_state=empty_matrix,
     step=step,
     state_size="K*V",
     recurrent_flops="4*K*V",
