@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mnemon.ops.chunking import decay_between, earlier_or_same, from_chunks, to_chunks
 
-_SMALLEST_BLOCK = 8
+_SMALLEST_BLOCK = 1
 
 
 def decayed_products(queries: Tensor, k: Tensor, b: Tensor) -> Tensor:
