@@ -1,0 +1,26 @@
+"""HGRN2: a memory that decays per key channel, where what is kept and what is written are tied.
+
+    S_t = Diag(exp(g_t)) S_{t-1} + k_t^T v_t with k_t = 1 - exp(g_t);   o_t = q_t S_t
+
+The recurrence is that of gated linear attention; HGRN2 is the choice of the keys, which makes every row of the memory a
+weighted mean of values. The caller forms the keys (the layer does), so that the recurrence stays one of k, v and g.
+
+Source: HGRN2: Gated Linear RNNs with State Expansion, arXiv:2404.07904, equation 5; the paper's forget gate is exp(g).
+"""
+
+from mnemon.ops.rule import GateSpec, Source, UpdateRule
+from mnemon.ops.rules import gla
+
+RULE = UpdateRule(
+    name="hgrn2",
+    equation="S ← Diag(exp(g))S + (1 − exp(g))ᵀv;  o = q S",
+    source=Source("HGRN2: Gated Linear RNNs with State Expansion", "2404.07904", "equation 5"),
+    gates=(GateSpec("g", "key", "log_decay", identity=0.0, meaning="log of the forget gate; the key is 1 − exp(g)"),),
+    init_state=gla.RULE.init_state,
+    step=gla.RULE.step,
+    state_size=gla.RULE.state_size,
+    recurrent_flops=gla.RULE.recurrent_flops,
+    chunkwise_flops=gla.RULE.chunkwise_flops,
+    chunkwise_form=gla.RULE.chunkwise_form,
+    fla_form=gla.RULE.fla_form,
+)
