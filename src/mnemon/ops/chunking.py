@@ -1,7 +1,7 @@
 """Algebra inside and between chunks, shared by chunkwise forms.
 
-Layout: `[B, H, N, C, ...]`, N chunks of C tokens; a chunk is a matrix, and the batch of matrices is in front of it. Only
-decays between 0 and 1 ever occur: every exponent is a difference that is at most 0.
+Layout: `[B, H, N, C, ...]`, N chunks of C tokens; a chunk is a matrix, and the batch of matrices is in front of it.
+Only decays between 0 and 1 ever occur: every exponent is a difference that is at most 0.
 """
 
 from typing import Any
@@ -77,7 +77,7 @@ class _AffineScan(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         transition, states = ctx.saved_tensors
         grad = grad_states.clone()
@@ -104,8 +104,8 @@ def affine_scan(transition: Tensor, added: Tensor, start: Tensor) -> Tensor:
 def unit_lower_inverse(lower: Tensor) -> Tensor:
     """Invert I + A for strictly lower triangular A, block by block.
 
-    The halves of a block are inverted alone and joined: [[P, 0], [M, R]]^-1 = [[P^-1, 0], [-R^-1 M P^-1, R^-1]]. That is
-    matrix products almost only, several times as fast as substitution row by row.
+    The halves of a block are inverted alone and joined: [[P, 0], [M, R]]^-1 = [[P^-1, 0], [-R^-1 M P^-1, R^-1]]. These
+    are matrix products, several times as fast as substitution row by row.
 
     Args:
         lower: A, [..., C, C]; entries on and above the diagonal are ignored.
@@ -139,7 +139,7 @@ class _UnitLowerSolve(torch.autograd.Function):
         return solution
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         inverse, solution = ctx.saved_tensors
         grad_right = inverse.mT @ grad

@@ -70,9 +70,8 @@ def chunkwise(
     moved = d.k_end.mT @ torch.cat([u, w], dim=-1)
     added, erased = moved.split([value_dim, k.shape[-1]], dim=-1)
     transition = torch.diag_embed(d.total.expand(*d.total.shape[:-1], k.shape[-1])) - erased
-    states = affine_scan(
-        *(x.flatten(0, 1).transpose(0, 1).contiguous() for x in (transition, added)), state.flatten(0, 1)
-    )  # [N + 1, B H, K, V]
+    transition, added = (x.flatten(0, 1).transpose(0, 1).contiguous() for x in (transition, added))
+    states = affine_scan(transition, added, state.flatten(0, 1))  # [N + 1, B H, K, V]
     states = states.transpose(0, 1).unflatten(0, (batch, heads))
     start = states[:, :, :-1]
     output = d.q_start @ start + d.qk @ (u - w @ start)

@@ -77,7 +77,7 @@ def _loaders() -> Mapping[str, Callable[[], object]]:
 
 
 def _load_builtin(name: str) -> object:
-    return importlib.import_module(f"{rules.__name__}.{name}").RULE
+    return getattr(importlib.import_module(f"{rules.__name__}.{name}"), "RULE", None)
 
 
 def _load_entry_point(entry: importlib.metadata.EntryPoint) -> object:

@@ -1,4 +1,4 @@
-"""Chunkwise form of memories that decay by one number per head and token and add: S_t = exp(g_t) S_{t-1} + k_t^T v_t."""
+"""Chunkwise form of memories that decay by a number per head and token, and add: S_t = exp(g_t) S_{t-1} + k_t^T v_t."""
 
 import torch
 from torch import Tensor

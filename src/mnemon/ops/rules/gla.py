@@ -2,8 +2,8 @@
 
     S_t = Diag(exp(g_t)) S_{t-1} + k_t^T v_t;   o_t = q_t S_t
 
-Source: Gated Linear Attention Transformers with Hardware-Efficient Training, arXiv:2312.06635, equation 3; alpha there is
-exp(g) here.
+Source: Gated Linear Attention Transformers with Hardware-Efficient Training, arXiv:2312.06635, equation 3; alpha there
+is exp(g) here.
 """
 
 import torch
