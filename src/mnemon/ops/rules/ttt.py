@@ -147,47 +147,40 @@ def chunkwise(
         Output [B, T, H, V] and the state after the last token.
 
     Source:
-        arXiv:2407.04620, section 2.5 and appendix A (dual form).
+        arXiv:2407.04620, section 2.5 (dual form).
     """
     tokens, size = q.shape[1], mini_batch_size
     blocks = -(-tokens // size)
-    aligned = mask is None and not bool(state.position.any())
-    if mask is None:
-        mask = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
 
-    def split(x_bthd: Tensor) -> Tensor:
+    def split(x: Tensor) -> Tensor:
         """[B, T, H, d] -> [N, B, H, C, d], zeros after the last token."""
-        padded = F.pad(x_bthd, (0, 0, 0, 0, 0, blocks * size - tokens))
+        padded = F.pad(x, (0, 0, 0, 0, 0, blocks * size - tokens))
         return padded.unflatten(1, (blocks, size)).permute(1, 0, 3, 2, 4)
 
     q_nbhck, k_nbhck, rate_nbhc1 = split(_with_one(q)), split(_with_one(k)), split(lr[..., None])
     reads = (q_nbhck @ k_nbhck.mT).tril() * rate_nbhc1.mT
     writes = (k_nbhck * rate_nbhc1).mT
-    counts = F.pad(mask, (0, blocks * size - tokens)).unflatten(1, (blocks, size)).cumsum(-1)
-    weight_hcv, bias_hcv = weight[:, None, :], bias[:, None, :]
     memory, anchor, position = state
+    lengths = q.new_full(q.shape[:1], tokens, dtype=torch.int64) if mask is None else mask.sum(dim=1)
+    left = size - position  # tokens of a block until the mini-batch is over, the same in every block
+    ends = torch.arange(blocks, device=q.device)[:, None] * size + left <= lengths  # whether a block gets there, [N, B]
+    ragged = bool(position.any())
+    first = torch.arange(size, device=q.device)[:, None] < left[:, None, None, None]
+    norm = weight[:, None, :], bias[:, None, :]
     outputs = []
     # unbind, not indexing: the backward of an index writes a gradient of the whole tensor for every block.
-    parts = (q_nbhck, k_nbhck, split(v - k), reads, writes, counts.transpose(0, 1))
-    for block, (query, key, target, read, write, counted) in enumerate(zip(*(x.unbind(0) for x in parts), strict=True)):
-        u_bhcv = _gradient(key @ anchor, target, weight_hcv, bias_hcv)
-        if not aligned:
-            reached = position[:, None] + counted
-            first = (reached <= size)[:, None, :, None]
-            middle = memory - write @ u_bhcv.masked_fill(~first, 0.0)
-            u_bhcv = torch.where(first, u_bhcv, _gradient(key @ middle, target, weight_hcv, bias_hcv))
-            full = reached[:, -1] >= size
-            anchor = torch.where(full[:, None, None, None], middle, anchor)
-            position = reached[:, -1] % size
-        outputs.append(query @ memory - read @ u_bhcv)
-        memory = memory - write @ u_bhcv
-        if aligned and (block + 1) * size <= tokens:
-            anchor = memory
-        elif aligned:
-            position = position + tokens % size
+    parts = (q_nbhck, k_nbhck, split(v - k), reads, writes, ends)
+    for query, key, target, read, write, is_over in zip(*(x.unbind(0) for x in parts), strict=True):
+        u = _gradient(key @ anchor, target, *norm)
+        if ragged:
+            middle = memory - write @ u.masked_fill(~first, 0.0)
+            u = torch.where(first, u, _gradient(key @ middle, target, *norm))
+        outputs.append(query @ memory - read @ u)
+        memory = memory - write @ u
+        anchor = torch.where(is_over[:, None, None, None], middle if ragged else memory, anchor)
     z_bthv = torch.stack(outputs).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :tokens]
     output = q + weight * F.layer_norm(z_bthv, z_bthv.shape[-1:], eps=_EPS) + bias
-    return output, TTTState(memory, anchor, position)
+    return output, TTTState(memory, anchor, (position + lengths) % size)
 
 
 def _with_one(x: Tensor) -> Tensor:
