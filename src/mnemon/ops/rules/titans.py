@@ -426,7 +426,7 @@ RULE = UpdateRule(
     equation="S ← momentum·S − lr·∇|f(k; M) − v|²;  M ← exp(g)M + S;  o = f(q; M)",
     source=Source("Titans: Learning to Memorize at Test Time", "2501.00663", "equations 9, 13, 14"),
     gates=(
-        GateSpec("lr", "head", "unit", identity=0.0, meaning="step size of the gradient descent", scale=0.5),
+        GateSpec("lr", "head", "unit", identity=0.0, meaning="step size of the gradient descent", scale=0.1),
         GateSpec("momentum", "head", "unit", identity=1.0, meaning="share of the last step that is taken again"),
         GateSpec("g", "head", "log_decay", identity=0.0, meaning="log decay of the memory"),
     ),
