@@ -115,8 +115,8 @@ def _sort_keywords(rule: "UpdateRule", keywords: dict[str, Any]) -> tuple[dict[s
     """Split keywords into gates and options, with defaults for hyper-parameters."""
     gate_names = [gate.name for gate in rule.gates]
     parameter_names = [parameter.name for parameter in rule.parameters]
-    settings = {setting.name: setting for setting in rule.hyper_parameters}
-    known = [*gate_names, *parameter_names, *settings]
+    setting_names = [setting.name for setting in rule.hyper_parameters]
+    known = [*gate_names, *parameter_names, *setting_names]
     for name in keywords:
         if name not in known:
             raise ConfigError(f"{rule.name}: unknown keyword {name!r}; it takes {', '.join(known) or 'none'}")
@@ -125,11 +125,30 @@ def _sort_keywords(rule: "UpdateRule", keywords: dict[str, Any]) -> tuple[dict[s
             raise ShapeError(
                 f"{rule.name}: needs the tensor {name}, got {type(keywords.get(name)).__name__}; pass {name}="
             )
-    for name, setting in settings.items():
-        if name in keywords:
-            _check_setting(rule, setting, keywords[name])
-    options = rule.defaults() | {name: value for name, value in keywords.items() if name not in gate_names}
+    options = check_settings(rule, {name: keywords[name] for name in setting_names if name in keywords})
+    options |= {name: keywords[name] for name in parameter_names}
     return {name: keywords[name] for name in gate_names}, options
+
+
+def check_settings(rule: "UpdateRule", given: dict[str, Any]) -> dict[str, Any]:
+    """Check hyper-parameters and fill in the defaults of the others.
+
+    Args:
+        rule: the rule.
+        given: hyper-parameters by name.
+
+    Returns:
+        All hyper-parameters by name.
+
+    Raises:
+        ConfigError: if one is unknown or impossible.
+    """
+    settings = {setting.name: setting for setting in rule.hyper_parameters}
+    for name, value in given.items():
+        if name not in settings:
+            raise ConfigError(f"{rule.name}: unknown setting {name!r}; it takes {', '.join(settings) or 'none'}")
+        _check_setting(rule, settings[name], value)
+    return rule.defaults() | given
 
 
 def _check_setting(rule: "UpdateRule", setting: HyperParameter, value: Any) -> None:
