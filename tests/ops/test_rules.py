@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from mnemon.ops import get_rule, list_rules
-from mnemon.ops.checks import CHECKS, variants
+from mnemon.ops import forms, get_rule, list_rules
+from mnemon.ops.checks import CHECKS, check_forms_agree, check_packed_is_separate, variants
 
 CASES = [
     pytest.param(name, options, id="-".join([name, *(f"{key}={value}" for key, value in options.items())]))
@@ -19,3 +19,12 @@ CASES = [
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_rule_keeps_the_contract(name: str, options: dict[str, Any], check: Callable[..., None]) -> None:
     check(get_rule(name), options)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_cutting_a_sequence_into_blocks_changes_nothing(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "_BLOCK_NUMBERS", 1)  # a block is one chunk, and most are computed again in the backward
+    check_forms_agree(get_rule(name), options, (17, 150))
+    check_packed_is_separate(get_rule(name), options)

@@ -37,9 +37,9 @@ def variants(rule: UpdateRule) -> list[dict[str, Any]]:
     return found
 
 
-def check_forms_agree(rule: UpdateRule, options: dict[str, Any]) -> None:
+def check_forms_agree(rule: UpdateRule, options: dict[str, Any], lengths: tuple[int, ...] = LENGTHS) -> None:
     """Outputs, last state and all gradients of the chunkwise form are those of the recurrent form at every length."""
-    for tokens in LENGTHS:
+    for tokens in lengths:
         for extreme in (False, True):
             call = _inputs(rule, options, tokens, extreme=extreme)
             start = _start(rule, options, call)

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_SMALLEST_INVERSE = 16
-
 
 def to_chunks(x: Tensor, chunk_size: int) -> Tensor:
     """Cut [B, T, H, ...] into chunks [B, H, N, C, ...]; T is a multiple of `chunk_size`."""
@@ -102,30 +100,9 @@ def affine_scan(transition: Tensor, added: Tensor, start: Tensor) -> Tensor:
 
 
 def unit_lower_inverse(lower: Tensor) -> Tensor:
-    """Invert I + A for strictly lower triangular A, block by block.
-
-    The halves of a block are inverted alone and joined: [[P, 0], [M, R]]^-1 = [[P^-1, 0], [-R^-1 M P^-1, R^-1]]. These
-    are matrix products, several times as fast as substitution row by row.
-
-    Args:
-        lower: A, [..., C, C]; entries on and above the diagonal are ignored.
-
-    Returns:
-        The inverse, [..., C, C].
-    """
-    size = lower.shape[-1]
-    if size <= _SMALLEST_INVERSE or size % 2:
-        identity = torch.eye(size, dtype=lower.dtype, device=lower.device).expand_as(lower)
-        return torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
-    half = size // 2
-    # Both halves at once: their diagonal blocks side by side as one batch.
-    blocks = torch.stack([lower[..., :half, :half], lower[..., half:, half:]])
-    first, second = unit_lower_inverse(blocks)
-    result = lower.new_zeros(lower.shape)
-    result[..., :half, :half] = first
-    result[..., half:, half:] = second
-    result[..., half:, :half] = -(second @ (lower[..., half:, :half] @ first))
-    return result
+    """Invert I + A for strictly lower triangular A [..., C, C]; entries on and above the diagonal are ignored."""
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    return torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
 
 
 class _UnitLowerSolve(torch.autograd.Function):

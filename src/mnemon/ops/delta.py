@@ -4,41 +4,28 @@ With a decay a_t (none, a number or a vector over key channels):
 
     S' = a_t S_{t-1};   S_t = S' + k_t^T u_t;   u_t = beta_t (v_t - k_t S')
 
-Inside a chunk, u depends on earlier u through a unit lower triangular system (the WY representation). Its solution is
-affine in the chunk's first state S, U - W S, so everything but a short recurrence over chunk states is computed for all
+Inside a chunk, u depends on earlier u through a unit lower triangular system (the WY representation), whose solution is
+affine in the chunk's first state: X = U - W S. Everything but a short recurrence over chunk states is computed for all
 chunks at once.
+
+What the decay makes of queries and keys is ordinary PyTorch. The rest has a gradient written by hand, which keeps two
+matrices per chunk (the inverse of the system, the first state) and computes everything else again: on a CPU, touching
+fresh memory costs more than these products.
+
+Layout: chunk-major, `[N, Q, C, ...]`, N chunks, Q = B H rows, so that the chunks of one time stand together.
 
 Source: Parallelizing Linear Transformers with the Delta Rule over Sequence Length, arXiv:2406.06484, section 3; Gated
 Delta Networks, arXiv:2412.06464, section 3.3; Kimi Linear, arXiv:2510.26692, section 3.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from mnemon.ops.chunking import affine_scan, from_chunks, pairwise_decay, solve_unit_lower, to_chunks
+from mnemon.ops.chunking import pairwise_decay, unit_lower_inverse
 from mnemon.ops.vector_decay import decayed_products
-
-
-class _Decayed(NamedTuple):
-    """What the decay makes of queries and keys within a chunk; everything is [B, H, N, ...].
-
-    Attributes:
-        qk: q_i . k_j, decayed from j to i, for j <= i, [C, C].
-        kk: k_i . k_j, the same, [C, C].
-        q_start: queries times the decay since the chunk's first state, [C, K].
-        k_start: keys, the same, [C, K].
-        k_end: keys times the decay up to the chunk's end, [C, K].
-        total: decay over the whole chunk, [K] or [1].
-    """
-
-    qk: Tensor
-    kk: Tensor
-    q_start: Tensor
-    k_start: Tensor
-    k_end: Tensor
-    total: Tensor
 
 
 def chunkwise(
@@ -61,29 +48,134 @@ def chunkwise(
     Returns:
         Output [B, T, H, V] and the memory after the last token.
     """
-    batch, _, heads, value_dim = v.shape
-    q, k, v, beta = (to_chunks(x, chunk_size) for x in (q, k, v, beta[..., None]))
-    d = _decay(q, k, None if g is None else to_chunks(g, chunk_size))
-    right = torch.cat([beta * v, beta * d.k_start], dim=-1)
-    u, w = solve_unit_lower(beta * d.kk, right).split([value_dim, k.shape[-1]], dim=-1)
-    # S <- (Diag(total) - K_end^T W) S + K_end^T U: one small product per chunk is all that has to wait.
-    moved = d.k_end.mT @ torch.cat([u, w], dim=-1)
-    added, erased = moved.split([value_dim, k.shape[-1]], dim=-1)
-    transition = torch.diag_embed(d.total.expand(*d.total.shape[:-1], k.shape[-1])) - erased
-    transition, added = (x.flatten(0, 1).transpose(0, 1).contiguous() for x in (transition, added))
-    states = affine_scan(transition, added, state.flatten(0, 1))  # [N + 1, B H, K, V]
-    states = states.transpose(0, 1).unflatten(0, (batch, heads))
-    start = states[:, :, :-1]
-    output = d.q_start @ start + d.qk @ (u - w @ start)
-    return from_chunks(output), states[:, :, -1]
+    output, after = _DeltaChunks.apply(q, k, v, beta, g, state, chunk_size)
+    return output, after
+
+
+class _Decayed(NamedTuple):
+    """What the decay makes of queries and keys within a chunk; everything is [N, Q, ...].
+
+    Attributes:
+        qk: q_i . k_j, decayed from j to i, for j <= i, [C, C].
+        kk: k_i . k_j, the same; what stands on and above the diagonal is ignored, [C, C].
+        q_start: queries times the decay since the chunk's first state, [C, K].
+        k_start: keys, the same, [C, K].
+        k_end: keys times the decay up to the chunk's end, [C, K].
+        total: decay over the whole chunk, [K, 1] or [1, 1]; None is no decay.
+    """
+
+    qk: Tensor
+    kk: Tensor
+    q_start: Tensor
+    k_start: Tensor
+    k_end: Tensor
+    total: Tensor | None
+
+
+class _DeltaChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor, chunk_size: int
+    ) -> tuple[Tensor, Tensor]:
+        qc, kc, vc, bc = (_to_chunks(x, chunk_size) for x in (q, k, v, beta[..., None]))
+        d = _decay(qc, kc, None if g is None else _to_chunks(g, chunk_size))
+        inverse = unit_lower_inverse(bc * d.kk)
+        u, w = _solve(inverse, bc, vc, d.k_start)
+        x = torch.empty_like(u)
+        states = state.new_empty(x.shape[0] + 1, x.shape[1], *state.shape[2:])
+        states[0] = state.flatten(0, 1)
+        for n in range(x.shape[0]):
+            torch.baddbmm(u[n], w[n], states[n], alpha=-1, out=x[n])
+            kept = states[n] if d.total is None else states[n] * d.total[n]
+            torch.baddbmm(kept, d.k_end[n].mT, x[n], out=states[n + 1])
+        output = d.q_start @ states[:-1]
+        output.flatten(0, 1).baddbmm_(d.qk.flatten(0, 1), x.flatten(0, 1))
+        ctx.save_for_backward(q, k, v, beta, g, inverse, states)
+        return _from_chunks(output, v.shape), states[-1].reshape(state.shape).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, beta, g, inverse, states = ctx.saved_tensors
+        chunk_size = inverse.shape[-1]
+        vc, bc, grad = (_to_chunks(x, chunk_size) for x in (v, beta[..., None], grad_output))
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in (q, k, g) if x is not None]
+            qc, kc, *gc = (_to_chunks(x, chunk_size) for x in inputs)
+            pieces = _decay(qc, kc, gc[0] if gc else None)
+        total = None if pieces.total is None else pieces.total.detach()
+        d = _Decayed(*(piece.detach() for piece in pieces[:-1]), total)
+        u, w = _solve(inverse, bc, vc, d.k_start)
+        start = states[:-1]
+        x = _subtract(u.clone(), w, start)
+
+        grad_x = d.qk.mT @ grad
+        grad_states = torch.empty_like(states)
+        torch.matmul(d.q_start.mT, grad, out=grad_states[:-1])
+        grad_states[-1] = grad_state.flatten(0, 1)
+        for n in range(len(x) - 1, -1, -1):
+            after = grad_states[n + 1]
+            grad_x[n].baddbmm_(d.k_end[n], after)
+            grad_states[n].baddbmm_(w[n].mT, grad_x[n], alpha=-1)
+            grad_states[n] += after if d.total is None else after * d.total[n]
+        after = grad_states[1:]
+
+        # The system: (I + A) [U W] = R.  With Y = (I + A)^-T grad [U W], grad R = Y and grad A = -Y [U W]^T.
+        y_v = inverse.mT @ grad_x
+        y_k = inverse.mT @ (grad_x @ start.mT)  # with its sign turned: grad W = -grad X S^T
+        minus_grad_a = _subtract(y_v @ u.mT, y_k, w.mT).tril_(-1)
+        grad_beta = (y_v * vc).sum(-1) - (y_k * d.k_start).sum(-1) - (minus_grad_a * d.kk).sum(-1)
+        gradients = _Decayed(
+            qk=grad @ x.mT,
+            kk=minus_grad_a.mul_(-bc),
+            q_start=grad @ start.mT,
+            k_start=y_k.mul_(-bc),
+            k_end=x @ after.mT,
+            total=None if d.total is None else (after * start).sum(-1, keepdim=True).sum_to_size(d.total.shape),
+        )
+        used = [(piece, gradient) for piece, gradient in zip(pieces, gradients, strict=True) if piece is not None]
+        grad_q, grad_k, *grad_g = torch.autograd.grad(
+            [piece for piece, _ in used], inputs, [gradient for _, gradient in used]
+        )
+        return (
+            grad_q,
+            grad_k,
+            _from_chunks(y_v.mul_(bc), v.shape),
+            _from_chunks(grad_beta, beta.shape),
+            grad_g[0] if grad_g else None,
+            grad_states[0].reshape(grad_state.shape),
+            None,
+        )
+
+
+def _to_chunks(x: Tensor, chunk_size: int) -> Tensor:
+    """Cut [B, T, H, ...] into chunks [N, B H, C, ...]."""
+    batch, tokens, heads = x.shape[:3]
+    parts = x.reshape(batch, tokens // chunk_size, chunk_size, heads, *x.shape[3:])
+    return parts.movedim((1, 3), (0, 2)).flatten(1, 2).contiguous()
+
+
+def _from_chunks(x: Tensor, shape: torch.Size) -> Tensor:
+    """Join chunks [N, B H, C, ...] to [B, T, H, ...]."""
+    return x.unflatten(1, (shape[0], shape[2])).movedim((0, 2), (1, 3)).reshape(shape)
+
+
+def _solve(inverse: Tensor, beta: Tensor, v: Tensor, k_start: Tensor) -> tuple[Tensor, Tensor]:
+    """Return U and W, the solutions for beta * V and beta * K_start."""
+    scaled = inverse * beta.mT
+    return scaled @ v, scaled @ k_start
+
+
+def _subtract(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Subtract A B from X in place."""
+    x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1), alpha=-1)
+    return x
 
 
 def _decay(q: Tensor, k: Tensor, g: Tensor | None) -> _Decayed:
-    """Apply the decay of chunks g [B, H, N, C] or [B, H, N, C, K] to queries and keys [B, H, N, C, K]."""
+    """Apply the decay g [N, Q, C] or [N, Q, C, K] of chunks to their queries and keys [N, Q, C, K]."""
     if g is None:
-        both = torch.cat([q, k], dim=-2) @ k.mT
-        qk, kk = both.chunk(2, dim=-2)
-        return _Decayed(qk.tril(), kk, q, k, k, k.new_ones(*k.shape[:-2], 1))
+        return _Decayed((q @ k.mT).tril(), k @ k.mT, q, k, k, None)
     if g.ndim == k.ndim:
         b = g.cumsum(dim=-2)
         qk, kk = decayed_products(torch.stack([q, k]), k, b)
@@ -94,4 +186,4 @@ def _decay(q: Tensor, k: Tensor, g: Tensor | None) -> _Decayed:
         qk, kk = (q @ k.mT) * decay, (k @ k.mT) * decay
         b, end = b[..., None], b[..., -1:, None]
     since_start = b.exp()
-    return _Decayed(qk, kk, q * since_start, k * since_start, k * (end - b).exp(), end[..., 0, :].exp())
+    return _Decayed(qk, kk, q * since_start, k * since_start, k * (end - b).exp(), end.exp().mT)

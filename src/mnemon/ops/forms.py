@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mnemon.errors import BackendUnavailable, ConfigError
 from mnemon.ops.kernels import fla
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 FORMS = ("auto", "recurrent", "chunkwise", "fla")
 
-DEFAULT_CHUNK = 64
 _SMALLEST_CHUNK = 16
 # Numbers of one input (such as v) in a block. Temporaries of this size stay in the cache and are allocated again and
 # again in the same place; whole-sequence temporaries would touch fresh memory, which costs more than the arithmetic.
-_BLOCK_NUMBERS = 2**18
+_BLOCK_NUMBERS = 2**17
+_BLOCKS_KEPT = 4  # blocks whose intermediate results are kept for the backward pass
 
 
 class FormChoice(NamedTuple):
@@ -94,7 +95,7 @@ def run(rule: "UpdateRule", call: "Call", form: str) -> tuple[Tensor, Any]:
     chosen = choose_form(rule, call.q, call.v, form).form
     if chosen == "recurrent":
         return run_recurrent(rule, call)
-    return run_fla(rule, call) if chosen == "fla" else run_chunkwise(rule, call, DEFAULT_CHUNK)
+    return run_fla(rule, call) if chosen == "fla" else run_chunkwise(rule, call, None)
 
 
 def run_recurrent(rule: "UpdateRule", call: "Call") -> tuple[Tensor, Any]:
@@ -113,13 +114,14 @@ def run_fla(rule: "UpdateRule", call: "Call") -> tuple[Tensor, Any]:
     return output.to(call.v.dtype), state
 
 
-def run_chunkwise(rule: "UpdateRule", call: "Call", chunk_size: int) -> tuple[Tensor, Any]:
+def run_chunkwise(rule: "UpdateRule", call: "Call", chunk_size: int | None) -> tuple[Tensor, Any]:
     """Compute a checked call in chunks.
 
     Packed sequences of similar length are computed side by side as the rows of a batch; masked tokens become identity
     inputs or, for a rule that counts tokens, move to the end of their row.
     """
     choose_form(rule, call.q, call.v, "chunkwise")
+    chunk_size = rule.chunk_size if chunk_size is None else chunk_size
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise ConfigError(f"{rule.name}: chunk_size must be an integer of at least 1, got {chunk_size!r}")
     tensors = {"q": call.q, "k": call.k, "v": call.v, **call.gates}
@@ -156,10 +158,15 @@ def _rows(
         tensors = tensors | {"mask": mask}
     # One split instead of slices: its backward joins the gradients once, where every slice would fill a whole tensor.
     blocks = zip(*(tensor.split(block, dim=1) for tensor in tensors.values()), strict=True)
+    again = tokens > _BLOCKS_KEPT * block and torch.is_grad_enabled() and not rule.light_backward
     outputs = []
     for parts in blocks:
-        output, state = _block(rule, dict(zip(tensors, parts, strict=True)), state, options, chunk_size)
-        outputs.append(output.to(v.dtype))
+        arguments = (rule, dict(zip(tensors, parts, strict=True)), state, options, chunk_size)
+        if again:
+            output, state = checkpoint(_block, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            output, state = _block(*arguments)
+        outputs.append(output)
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state
 
 
@@ -168,7 +175,8 @@ def _block(
 ) -> tuple[Tensor, Any]:
     """Compute one block: fill it up to whole chunks and hide what does not count."""
     assert rule.chunkwise_form is not None
-    mask = tensors.pop("mask", None)
+    mask = tensors.get("mask")
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "mask"}
     tokens = tensors["v"].shape[1]
     missing = -tokens % chunk_size
     if missing:
@@ -177,7 +185,8 @@ def _block(
         mask = None if mask is None else _extend(mask, missing, 0.0)
         fill = {gate.name: gate.identity for gate in rule.gates}
         tensors = {name: _extend(tensor, missing, fill.get(name, 0.0)) for name, tensor in tensors.items()}
-    dtype = state_dtype(tensors["v"].dtype)
+    output_dtype = tensors["v"].dtype
+    dtype = state_dtype(output_dtype)
     q, k, v = (tensors.pop(name) for name in ("q", "k", "v"))
     keywords: dict[str, Any] = tensors
     if mask is not None:
@@ -187,7 +196,7 @@ def _block(
     output, state = rule.chunkwise_form(
         q.to(dtype), k.to(dtype), v.to(dtype), state, chunk_size=chunk_size, **keywords, **options
     )
-    return output[:, :tokens], state
+    return output[:, :tokens].to(output_dtype), state
 
 
 def _extend(tensor: Tensor, missing: int, value: float) -> Tensor:

@@ -51,6 +51,9 @@ class UpdateRule:
         parameters: weights of the memory, by keyword.
         hyper_parameters: settings, by keyword.
         unit_keys: the rule is only stable for keys of norm 1 at most; the layer has to normalise them.
+        chunk_size: tokens per chunk that are fastest on a CPU at widths around 64.
+        light_backward: `chunkwise_form` keeps little for its gradient. Long sequences of other rules are computed a
+            second time, block by block, in the backward pass.
         equal_widths: keys and values must have the same width, K = V.
         counts_tokens: identity inputs cannot express a masked step (the rule counts tokens, or moves without input).
             Such a `chunkwise_form` takes `mask`: None, or [B, T] that is False at the end of rows only. `step` never
@@ -71,7 +74,9 @@ class UpdateRule:
     parameters: tuple[ParameterSpec, ...] = ()
     hyper_parameters: tuple[HyperParameter, ...] = ()
     unit_keys: bool = False
+    light_backward: bool = False
     equal_widths: bool = False
+    chunk_size: int = 64
     counts_tokens: bool = False
 
     @property
@@ -164,7 +169,7 @@ class UpdateRule:
         state: State | None = None,
         cu_seqlens: Tensor | None = None,
         mask: Tensor | None = None,
-        chunk_size: int = 64,
+        chunk_size: int | None = None,
         **gates: Any,
     ) -> tuple[Tensor, State]:
         """Compute the same with matrix products inside chunks; arguments and results are those of `recurrent`.
@@ -176,7 +181,7 @@ class UpdateRule:
             state: as in `recurrent`.
             cu_seqlens: as in `recurrent`.
             mask: as in `recurrent`.
-            chunk_size: tokens per chunk; changes the speed, never the answer.
+            chunk_size: tokens per chunk; changes the speed, never the answer. None takes the rule's own.
             gates: as in `recurrent`.
 
         Returns:

@@ -46,4 +46,6 @@ RULE = UpdateRule(
     chunkwise_form=chunkwise,
     fla_form=FlaForm(_fla, max_key_dim=256),
     unit_keys=True,
+    chunk_size=32,
+    light_backward=True,
 )

@@ -10,9 +10,9 @@ Source: Transformers are RNNs, arXiv:2006.16236, equations 16-20, without featur
 import torch
 from torch import Tensor
 
-from mnemon.ops.chunking import from_chunks, to_chunks
 from mnemon.ops.kernels import fla
 from mnemon.ops.rule import FlaForm, Source, UpdateRule
+from mnemon.ops.scalar_decay import chunkwise
 from mnemon.ops.state import empty_matrix
 
 
@@ -20,14 +20,6 @@ def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     """Add one token to the memory S [B, H, K, V], then read it."""
     state = torch.addcmul(state, k[..., :, None], v[..., None, :])
     return torch.einsum("bhk,bhkv->bhv", q, state), state
-
-
-def chunkwise(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Compute O = Q S + tril(Q K^T) V and S <- S + K^T V per chunk, all chunks at once."""
-    q, k, v = (to_chunks(x, chunk_size) for x in (q, k, v))
-    states = torch.cat([state[:, :, None], k.mT @ v], dim=2).cumsum(dim=2)  # at every chunk's start, and at the end
-    output = (q @ k.mT).tril() @ v + q @ states[:, :, :-1]
-    return from_chunks(output), states[:, :, -1]
 
 
 def _fla(q: Tensor, k: Tensor, v: Tensor, state: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -47,4 +39,5 @@ RULE = UpdateRule(
     chunkwise_flops="4*K*V + 2*C*(K + V)",
     chunkwise_form=chunkwise,
     fla_form=FlaForm(_fla),
+    light_backward=True,
 )

@@ -39,4 +39,5 @@ RULE = UpdateRule(
     chunkwise_flops="4*K*V + 2*C*(K + V)",
     chunkwise_form=chunkwise,
     fla_form=FlaForm(_fla),
+    light_backward=True,
 )
