@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mnemon.ops import forms, get_rule, list_rules
+from mnemon.ops import blocks, get_rule, list_rules
 from mnemon.ops.checks import CHECKS, check_forms_agree, check_packed_is_separate, variants
 
 CASES = [
@@ -25,6 +25,8 @@ def test_rule_keeps_the_contract(name: str, options: dict[str, Any], check: Call
 def test_cutting_a_sequence_into_blocks_changes_nothing(
     name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "_BLOCK_NUMBERS", 1)  # a block is one chunk, and most are computed again in the backward
+    monkeypatch.setattr(
+        blocks, "_BLOCK_NUMBERS", 1
+    )  # a block is one chunk, and most are computed again in the backward
     check_forms_agree(get_rule(name), options, (17, 150))
     check_packed_is_separate(get_rule(name), options)

@@ -103,8 +103,7 @@ class _DeltaChunks(torch.autograd.Function):
             inputs = [x.detach().requires_grad_() for x in (q, k, g) if x is not None]
             qc, kc, *gc = (_to_chunks(x, chunk_size) for x in inputs)
             pieces = _decay(qc, kc, gc[0] if gc else None)
-        total = None if pieces.total is None else pieces.total.detach()
-        d = _Decayed(*(piece.detach() for piece in pieces[:-1]), total)
+        d = _Decayed._make(None if piece is None else piece.detach() for piece in pieces)
         u, w = _solve(inverse, bc, vc, d.k_start)
         start = states[:-1]
         x = _subtract(u.clone(), w, start)
