@@ -27,6 +27,7 @@ class Conventions:
         q_activation: function of the queries, after the convolution.
         k_activation: function of the keys, after the convolution.
         v_activation: function of the values, after the convolution.
+        shared_qk: one query and one key for all heads.
         conv_bias: whether the convolution has a bias.
         rotary: rotate queries and keys by their position in the sequence.
         qk_norm: "l2" for unit queries and keys, "rms" for queries and keys of norm sqrt(K).
@@ -46,6 +47,7 @@ class Conventions:
     q_activation: Activation = "silu"
     k_activation: Activation = "silu"
     v_activation: Activation = "silu"
+    shared_qk: bool = False
     conv_bias: bool = False
     rotary: bool = False
     qk_norm: Literal["l2", "rms"] | None = None
@@ -140,6 +142,7 @@ _PUBLISHED: Mapping[str, Conventions] = {
         gates={"g": _retnet_decay},
     ),
     "mamba2": Conventions(
+        shared_qk=True,
         conv_bias=True,
         scale_queries=False,
         gates={"g": StepSizeDecay},

@@ -98,7 +98,7 @@ class LinearMemory(nn.Module):
         self.hidden_size = hidden_size
         self._check_sizes(layer_index, num_layers, conv_size)
 
-        keys, values = num_heads * head_dim, num_heads * self.value_dim
+        keys, values = head_dim if do.shared_qk else num_heads * head_dim, num_heads * self.value_dim
         self.q_proj = Projection(hidden_size, keys, bias=False)
         self.k_proj = None if do.keys_from else Projection(hidden_size, keys, bias=False)
         self.v_proj = Projection(hidden_size, values, bias=False)
@@ -213,9 +213,10 @@ class LinearMemory(nn.Module):
         streams, tail = self._convolve(x, state.tail, lengths, cu_seqlens)
         gates = {name: gate(x) for name, gate in self.gates.items()}
         gates |= {name: -torch.expm1(gates[source]) for name, source in do.complements.items()}
-        q, v = _heads(streams[0], do.q_activation, self.num_heads), _heads(streams[-1], do.v_activation, self.num_heads)
+        q = self._heads(streams[0], do.q_activation, self.head_dim)
+        v = self._heads(streams[-1], do.v_activation, self.value_dim)
         if do.keys_from is None:
-            k = _heads(streams[1], do.k_activation, self.num_heads)
+            k = self._heads(streams[1], do.k_activation, self.head_dim)
         else:
             k = -torch.expm1(gates[do.keys_from]).to(q.dtype)
         place, position = _positions(state.position, x.shape[1], lengths, cu_seqlens)
@@ -248,6 +249,10 @@ class LinearMemory(nn.Module):
         elif self.conv is not None:
             joined, tail = self.conv(joined, tail, lengths)
         return joined.split(self.widths, dim=-1), tail
+
+    def _heads(self, x: Tensor, activation: str, width: int) -> Tensor:
+        """Apply an activation to [B, T, H d], or [B, T, d] for all heads, and split it into heads, [B, T, H, d]."""
+        return _ACTIVATIONS[activation](x).unflatten(-1, (-1, width)).expand(-1, -1, self.num_heads, -1)
 
     def _normalise(self, o: Tensor, x: Tensor) -> Tensor:
         """Turn the rule's output [B, T, H, V] into what is projected back, [B, T, H V]."""
@@ -341,11 +346,6 @@ class LinearMemory(nn.Module):
         # The anchor of a mini-batch of one token has no rows.
         names = self.conventions.learned_start
         return memory._replace(**{name: start[:, :, : getattr(memory, name).shape[2]] for name in names})
-
-
-def _heads(x: Tensor, activation: str, num_heads: int) -> Tensor:
-    """Apply an activation to [B, T, H d] and split it into heads, [B, T, H, d]."""
-    return _ACTIVATIONS[activation](x).unflatten(-1, (num_heads, -1))
 
 
 def _to_unit(x: Tensor, norm: float) -> Tensor:
