@@ -98,3 +98,38 @@ def test_mamba2_is_transformers() -> None:
         ]
     )
     compare(ours, theirs)
+
+
+def test_kda_is_kimi_linears() -> None:
+    kimi = pytest.importorskip("transformers.models.kimi_linear.modeling_kimi_linear")
+    torch.manual_seed(0)
+    config = kimi.KimiLinearConfig(
+        hidden_size=D,
+        num_hidden_layers=1,
+        linear_num_heads=H,
+        linear_head_dim=K,
+        rms_norm_eps=1e-5,
+        layer_types=["linear_attention"],
+        mlp_layer_types=["dense"],
+    )
+    theirs = kimi.KimiLinearDeltaAttention(config, 0)
+    copy([(theirs.forget_gate.dt_bias, torch.randn(H * K)), (theirs.forget_gate.A_log, torch.rand(H))])
+    ours = LinearMemory(D, "kda", H, K)
+    copy(
+        [
+            (ours.q_proj.weight, theirs.q_proj.weight),
+            (ours.k_proj.weight, theirs.k_proj.weight),
+            (ours.v_proj.weight, theirs.v_proj.weight),
+            (ours.conv.weight, theirs.conv1d.weight),
+            (ours.gates["beta"].up.weight, theirs.b_proj.weight),
+            (ours.gates["beta"].up.bias, torch.zeros(H)),
+            (ours.gates["g"].down.weight, theirs.forget_gate.f_a_proj.weight),
+            (ours.gates["g"].up.weight, theirs.forget_gate.f_b_proj.weight),
+            (ours.gates["g"].up.bias, theirs.forget_gate.dt_bias),
+            (ours.gates["g"].log_rate, theirs.forget_gate.A_log),
+            (ours.output_gate.weight, theirs.g_b_proj.weight @ theirs.g_a_proj.weight),
+            (ours.norm_weight, theirs.o_norm.weight),
+            (ours.o_proj.weight, theirs.o_proj.weight),
+        ]
+    )
+    compare(ours, theirs)
