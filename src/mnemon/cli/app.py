@@ -19,6 +19,7 @@ from mnemon.cli.data import data_app
 from mnemon.cli.demo import demo
 from mnemon.cli.eval import evaluate
 from mnemon.cli.generate import generate
+from mnemon.cli.rules import rules
 from mnemon.cli.train import train
 from mnemon.errors import MnemonError
 from mnemon.files import is_disk_full
@@ -38,6 +39,7 @@ app.add_typer(data_app, name="data")
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
+app.command("rules")(rules)
 
 
 def _print_version(wanted: bool) -> None:

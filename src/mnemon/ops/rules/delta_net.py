@@ -5,7 +5,7 @@
 One step of gradient descent on 1/2 |k S - v|^2 with step size beta. Keys must have norm 1 at most; with beta in (0, 1)
 what stood under a key then moves towards the new value.
 
-Source: Parallelizing Linear Transformers with the Delta Rule over Sequence Length, arXiv:2406.06484, equation 1.
+Source: Parallelizing Linear Transformers with the Delta Rule over Sequence Length, arXiv:2406.06484, section 2.2.
 """
 
 import torch
@@ -34,7 +34,7 @@ RULE = UpdateRule(
     name="delta_net",
     equation="S ← S + kᵀβ(v − kS);  o = q S",
     source=Source(
-        "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", "2406.06484", "equation 1"
+        "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", "2406.06484", "section 2.2"
     ),
     gates=(GateSpec("beta", "head", "unit", identity=0.0, meaning="write strength"),),
     init_state=empty_matrix,

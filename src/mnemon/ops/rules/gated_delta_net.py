@@ -4,7 +4,7 @@
 
 The error is taken on the decayed memory. Keys must have norm 1 at most.
 
-Source: Gated Delta Networks, arXiv:2412.06464, equation 10; alpha there is exp(g) here.
+Source: Gated Delta Networks, arXiv:2412.06464, section 3; alpha there is exp(g) here.
 """
 
 import torch
@@ -33,7 +33,7 @@ def _fla(
 RULE = UpdateRule(
     name="gated_delta_net",
     equation="S' = exp(g)S;  S ← S' + kᵀβ(v − kS');  o = q S",
-    source=Source("Gated Delta Networks", "2412.06464", "equation 10"),
+    source=Source("Gated Delta Networks", "2412.06464", "section 3"),
     gates=(
         GateSpec("g", "head", "log_decay", identity=0.0, meaning="log decay"),
         GateSpec("beta", "head", "unit", identity=0.0, meaning="write strength"),

@@ -2,7 +2,7 @@
 
     S_t = Diag(exp(g_t)) S_{t-1} + k_t^T v_t;   o_t = q_t S_t
 
-Source: Gated Linear Attention Transformers with Hardware-Efficient Training, arXiv:2312.06635, equation 3; alpha there
+Source: Gated Linear Attention Transformers with Hardware-Efficient Training, arXiv:2312.06635, section 4; alpha there
 is exp(g) here.
 """
 
@@ -28,7 +28,7 @@ def _fla(q: Tensor, k: Tensor, v: Tensor, state: Tensor, cu_seqlens: Tensor | No
 RULE = UpdateRule(
     name="gla",
     equation="S ← Diag(exp(g))S + kᵀv;  o = q S",
-    source=Source("Gated Linear Attention Transformers with Hardware-Efficient Training", "2312.06635", "equation 3"),
+    source=Source("Gated Linear Attention Transformers with Hardware-Efficient Training", "2312.06635", "section 4"),
     gates=(GateSpec("g", "key", "log_decay", identity=0.0, meaning="log decay per key channel"),),
     init_state=empty_matrix,
     step=step,

@@ -4,7 +4,7 @@
 
 Gated DeltaNet with a decay per key channel. Keys must have norm 1 at most.
 
-Source: Kimi Linear, arXiv:2510.26692, equation 1; alpha there is exp(g) here.
+Source: Kimi Linear, arXiv:2510.26692, section 3; alpha there is exp(g) here.
 """
 
 import torch
@@ -33,7 +33,7 @@ def _fla(
 RULE = UpdateRule(
     name="kda",
     equation="S' = Diag(exp(g))S;  S ← S' + kᵀβ(v − kS');  o = q S",
-    source=Source("Kimi Linear", "2510.26692", "equation 1"),
+    source=Source("Kimi Linear", "2510.26692", "section 3"),
     gates=(
         GateSpec("g", "key", "log_decay", identity=0.0, meaning="log decay per key channel"),
         GateSpec("beta", "head", "unit", identity=0.0, meaning="write strength"),

@@ -4,7 +4,7 @@
 
 The rates are linear in the head, and deeper layers forget less (`log_decay`). It is handed in like any other gate.
 
-Source: Lightning Attention-2, arXiv:2401.04658, equations 5-8; lambda there is exp(g) here.
+Source: Lightning Attention-2, arXiv:2401.04658, section 3; lambda there is exp(g) here.
 """
 
 import torch
@@ -38,7 +38,7 @@ def _fla(q: Tensor, k: Tensor, v: Tensor, state: Tensor, cu_seqlens: Tensor | No
 RULE = UpdateRule(
     name="lightning",
     equation="S ← γS + kᵀv;  o = q S",
-    source=Source("Lightning Attention-2", "2401.04658", "equations 5-8"),
+    source=Source("Lightning Attention-2", "2401.04658", "section 3"),
     gates=(GateSpec("g", "head", "log_decay", identity=0.0, meaning="log γ, fixed per head and layer"),),
     init_state=empty_matrix,
     step=step,

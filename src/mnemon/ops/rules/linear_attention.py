@@ -4,7 +4,7 @@
 
 Nothing is ever forgotten, and nothing is normalised here: keep the output's size in check with a norm after it.
 
-Source: Transformers are RNNs, arXiv:2006.16236, equations 16-20, without feature map and normaliser.
+Source: Transformers are RNNs, arXiv:2006.16236, section 3.4, without feature map and normaliser.
 """
 
 import torch
@@ -30,7 +30,7 @@ def _fla(q: Tensor, k: Tensor, v: Tensor, state: Tensor, cu_seqlens: Tensor | No
 RULE = UpdateRule(
     name="linear_attention",
     equation="S ← S + kᵀv;  o = q S",
-    source=Source("Transformers are RNNs", "2006.16236", "equations 16-20"),
+    source=Source("Transformers are RNNs", "2006.16236", "section 3.4"),
     gates=(),
     init_state=empty_matrix,
     step=step,

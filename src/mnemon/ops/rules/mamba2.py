@@ -5,7 +5,7 @@
 In the paper's names: k = B, q = C, v = dt x, g = -exp(A_log) dt, with the step dt > 0. Decay and write are tied by dt,
 which is the layer's business, as is the skip term D x.
 
-Source: Transformers are SSMs, arXiv:2405.21060, equation 6 and section 6.
+Source: Transformers are SSMs, arXiv:2405.21060, section 6.
 """
 
 import torch
@@ -30,7 +30,7 @@ def _fla(q: Tensor, k: Tensor, v: Tensor, state: Tensor, cu_seqlens: Tensor | No
 RULE = UpdateRule(
     name="mamba2",
     equation="S ← exp(g)S + kᵀv;  o = q S",
-    source=Source("Transformers are SSMs", "2405.21060", "equation 6 and section 6"),
+    source=Source("Transformers are SSMs", "2405.21060", "section 6"),
     gates=(GateSpec("g", "head", "log_decay", identity=0.0, meaning="log decay, -exp(A_log)·Δ"),),
     init_state=empty_matrix,
     step=step,

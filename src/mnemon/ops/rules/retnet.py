@@ -4,7 +4,7 @@
 
 The rate of head h is 1 - 2^(-5-h) (`log_decay`). It is handed in like any other gate.
 
-Source: Retentive Network, arXiv:2307.08621, equations 5-8; gamma there is exp(g) here.
+Source: Retentive Network, arXiv:2307.08621, section 2.1; gamma there is exp(g) here.
 """
 
 import torch
@@ -34,7 +34,7 @@ def _fla(q: Tensor, k: Tensor, v: Tensor, state: Tensor, cu_seqlens: Tensor | No
 RULE = UpdateRule(
     name="retnet",
     equation="S ← γS + kᵀv;  o = q S",
-    source=Source("Retentive Network", "2307.08621", "equations 5-8"),
+    source=Source("Retentive Network", "2307.08621", "section 2.1"),
     gates=(GateSpec("g", "head", "log_decay", identity=0.0, meaning="log γ, fixed per head"),),
     init_state=empty_matrix,
     step=step,
