@@ -8,9 +8,9 @@ Inside a chunk, u depends on earlier u through a unit lower triangular system (t
 affine in the chunk's first state: X = U - W S. Everything but a short recurrence over chunk states is computed for all
 chunks at once.
 
-What the decay makes of queries and keys is ordinary PyTorch. The rest has a gradient written by hand, which keeps two
-matrices per chunk (the inverse of the system, the first state) and computes everything else again: on a CPU, touching
-fresh memory costs more than these products.
+The gradient is written by hand (for a decay per channel, up to what the decay makes of queries and keys). It keeps
+two matrices per chunk, the inverse of the system and the first state, and computes everything else again: on a CPU,
+touching fresh memory costs more than these products.
 
 Layout: chunk-major, `[N, Q, C, ...]`, N chunks, Q = B H rows, so that the chunks of one time stand together.
 
@@ -78,7 +78,7 @@ class _DeltaChunks(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor, chunk_size: int
     ) -> tuple[Tensor, Tensor]:
         qc, kc, vc, bc = (_to_chunks(x, chunk_size) for x in (q, k, v, beta[..., None]))
-        d = _decay(qc, kc, None if g is None else _to_chunks(g, chunk_size))
+        d = _decay(qc, kc, None if g is None else _to_chunks(g, chunk_size), for_gradient=False).pieces
         inverse = unit_lower_inverse(bc * d.kk)
         u, w = _solve(inverse, bc, vc, d.k_start)
         x = torch.empty_like(u)
@@ -98,12 +98,9 @@ class _DeltaChunks(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, beta, g, inverse, states = ctx.saved_tensors
         chunk_size = inverse.shape[-1]
-        vc, bc, grad = (_to_chunks(x, chunk_size) for x in (v, beta[..., None], grad_output))
-        with torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in (q, k, g) if x is not None]
-            qc, kc, *gc = (_to_chunks(x, chunk_size) for x in inputs)
-            pieces = _decay(qc, kc, gc[0] if gc else None)
-        d = _Decayed._make(None if piece is None else piece.detach() for piece in pieces)
+        qc, kc, vc, bc, grad = (_to_chunks(x, chunk_size) for x in (q, k, v, beta[..., None], grad_output))
+        decay = _decay(qc, kc, None if g is None else _to_chunks(g, chunk_size), for_gradient=True)
+        d = decay.pieces
         u, w = _solve(inverse, bc, vc, d.k_start)
         start = states[:-1]
         x = _subtract(u.clone(), w, start)
@@ -132,16 +129,13 @@ class _DeltaChunks(torch.autograd.Function):
             k_end=x @ after.mT,
             total=None if d.total is None else (after * start).sum(-1, keepdim=True).sum_to_size(d.total.shape),
         )
-        used = [(piece, gradient) for piece, gradient in zip(pieces, gradients, strict=True) if piece is not None]
-        grad_q, grad_k, *grad_g = torch.autograd.grad(
-            [piece for piece, _ in used], inputs, [gradient for _, gradient in used]
-        )
+        grad_q, grad_k, grad_g = decay.backward(gradients)
         return (
-            grad_q,
-            grad_k,
+            _from_chunks(grad_q, q.shape),
+            _from_chunks(grad_k, k.shape),
             _from_chunks(y_v.mul_(bc), v.shape),
             _from_chunks(grad_beta, beta.shape),
-            grad_g[0] if grad_g else None,
+            None if g is None or grad_g is None else _from_chunks(grad_g, g.shape),
             grad_states[0].reshape(grad_state.shape),
             None,
         )
@@ -171,18 +165,81 @@ def _subtract(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return x
 
 
-def _decay(q: Tensor, k: Tensor, g: Tensor | None) -> _Decayed:
-    """Apply the decay g [N, Q, C] or [N, Q, C, K] of chunks to their queries and keys [N, Q, C, K]."""
-    if g is None:
-        return _Decayed((q @ k.mT).tril(), k @ k.mT, q, k, k, None)
-    if g.ndim == k.ndim:
-        b = g.cumsum(dim=-2)
-        qk, kk = decayed_products(torch.stack([q, k]), k, b)
-        end = b[..., -1:, :]
-    else:
-        b = g.cumsum(dim=-1)
-        decay = pairwise_decay(b)
-        qk, kk = (q @ k.mT) * decay, (k @ k.mT) * decay
-        b, end = b[..., None], b[..., -1:, None]
-    since_start = b.exp()
-    return _Decayed(qk, kk, q * since_start, k * since_start, k * (end - b).exp(), end.exp().mT)
+def _decay(q: Tensor, k: Tensor, g: Tensor | None, *, for_gradient: bool) -> "_HeadDecay | _ChannelDecay":
+    """Apply the decay g [N, Q, C] or [N, Q, C, K] of chunks, or none, to their queries and keys [N, Q, C, K]."""
+    if g is not None and g.ndim == k.ndim:
+        return _ChannelDecay(q, k, g, for_gradient)
+    return _HeadDecay(q, k, g)
+
+
+class _HeadDecay:
+    """A decay per head, or none."""
+
+    def __init__(self, q: Tensor, k: Tensor, g: Tensor | None) -> None:
+        self.q, self.k = q, k
+        if g is None:
+            self.b = None
+            self.pieces = _Decayed((q @ k.mT).tril_(), k @ k.mT, q, k, k, None)
+            return
+        self.b = b = g.cumsum(dim=-1)
+        self.pairs = pairwise_decay(b)
+        self.since_start, self.to_end = b.exp()[..., None], (b[..., -1:] - b).exp()[..., None]
+        self.pieces = _Decayed(
+            qk=(q @ k.mT).mul_(self.pairs),
+            kk=(k @ k.mT).mul_(self.pairs),
+            q_start=q * self.since_start,
+            k_start=k * self.since_start,
+            k_end=k * self.to_end,
+            total=self.since_start[..., -1:, :],
+        )
+
+    def backward(self, grad: _Decayed) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the gradients of q, k and g; those of the pieces are used up.
+
+        The decay acts only as a factor exp(b_i) of a query or of a key that asks, and exp(-b_j) of a key that was
+        written, so its gradient is what these have: db_i = q_i . dq_i + k_i . dk_i as one that asks - as one written.
+        """
+        if self.b is None:
+            grad_qk = grad.qk.tril_()
+            grad_q, asking, written = grad.q_start, grad.k_start, grad.k_end
+        else:
+            assert grad.total is not None
+            assert self.pieces.total is not None
+            grad_qk = grad.qk.mul_(self.pairs)
+            grad.kk.mul_(self.pairs)
+            grad_q, asking = grad.q_start.mul_(self.since_start), grad.k_start.mul_(self.since_start)
+            written = grad.k_end.mul_(self.to_end)
+            grad_end = (written * self.k).sum(dim=(-2, -1)) + (grad.total * self.pieces.total).flatten(-2).sum(-1)
+        _add(grad_q, grad_qk, self.k)
+        _add(asking, grad.kk, self.k)
+        _add(written, grad_qk.mT, self.q)
+        _add(written, grad.kk.mT, self.k)
+        if self.b is None:
+            return grad_q, asking + written, None
+        grad_b = (grad_q * self.q).sum(-1) + ((asking - written) * self.k).sum(-1)
+        grad_b[..., -1] += grad_end
+        return grad_q, asking.add_(written), grad_b.flip(-1).cumsum(-1).flip(-1)
+
+
+class _ChannelDecay:
+    """A decay per key channel; what it makes of queries and keys is differentiated by PyTorch."""
+
+    def __init__(self, q: Tensor, k: Tensor, g: Tensor, for_gradient: bool) -> None:
+        self.inputs = [x.detach().requires_grad_(for_gradient) for x in (q, k, g)]
+        with torch.set_grad_enabled(for_gradient):
+            q, k, g = self.inputs
+            b = g.cumsum(dim=-2)
+            qk, kk = decayed_products(torch.stack([q, k]), k, b)
+            since_start, end = b.exp(), b[..., -1:, :]
+            self.results = [qk, kk, q * since_start, k * since_start, k * (end - b).exp(), end.exp().mT]
+        self.pieces = _Decayed(*(piece.detach() for piece in self.results))
+
+    def backward(self, grad: _Decayed) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the gradients of q, k and g."""
+        grad_q, grad_k, grad_g = torch.autograd.grad(self.results, self.inputs, grad)
+        return grad_q, grad_k, grad_g
+
+
+def _add(x: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add A B to X in place."""
+    x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1))
