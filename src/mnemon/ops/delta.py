@@ -81,13 +81,15 @@ class _DeltaChunks(torch.autograd.Function):
         d = _decay(qc, kc, None if g is None else _to_chunks(g, chunk_size), for_gradient=False).pieces
         inverse = unit_lower_inverse(bc * d.kk)
         u, w = _solve(inverse, bc, vc, d.k_start)
-        x = torch.empty_like(u)
+        x = u  # becomes X chunk by chunk
         states = state.new_empty(x.shape[0] + 1, x.shape[1], *state.shape[2:])
         states[0] = state.flatten(0, 1)
-        for n in range(x.shape[0]):
-            torch.baddbmm(u[n], w[n], states[n], alpha=-1, out=x[n])
-            kept = states[n] if d.total is None else states[n] * d.total[n]
-            torch.baddbmm(kept, d.k_end[n].mT, x[n], out=states[n + 1])
+        before, *afters = states.unbind()
+        totals = [None] * len(x) if d.total is None else d.total.unbind()
+        for x_n, w_n, k_n, total_n, after in zip(x, w, d.k_end.mT, totals, afters, strict=True):
+            x_n.baddbmm_(w_n, before, alpha=-1)
+            torch.mul(before, 1.0 if total_n is None else total_n, out=after)
+            before = after.baddbmm_(k_n, x_n)
         output = d.q_start @ states[:-1]
         output.flatten(0, 1).baddbmm_(d.qk.flatten(0, 1), x.flatten(0, 1))
         ctx.save_for_backward(q, k, v, beta, g, inverse, states)
@@ -109,11 +111,13 @@ class _DeltaChunks(torch.autograd.Function):
         grad_states = torch.empty_like(states)
         torch.matmul(d.q_start.mT, grad, out=grad_states[:-1])
         grad_states[-1] = grad_state.flatten(0, 1)
-        for n in range(len(x) - 1, -1, -1):
-            after = grad_states[n + 1]
-            grad_x[n].baddbmm_(d.k_end[n], after)
-            grad_states[n].baddbmm_(w[n].mT, grad_x[n], alpha=-1)
-            grad_states[n] += after if d.total is None else after * d.total[n]
+        *befores, after = grad_states.unbind()
+        totals = [None] * len(x) if d.total is None else d.total.unbind()
+        chunks = list(zip(grad_x, w.mT, d.k_end, totals, befores, strict=True))
+        for grad_n, w_n, k_n, total_n, before in reversed(chunks):
+            grad_n.baddbmm_(k_n, after)
+            before.baddbmm_(w_n, grad_n, alpha=-1)
+            after = before.add_(after) if total_n is None else before.addcmul_(after, total_n)
         after = grad_states[1:]
 
         # The system: (I + A) [U W] = R.  With Y = (I + A)^-T grad [U W], grad R = Y and grad A = -Y [U W]^T.
