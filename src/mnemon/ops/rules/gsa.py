@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mnemon.ops import vector_decay
 from mnemon.ops.chunking import decay_between, from_chunks, to_chunks
@@ -117,15 +116,16 @@ def read_decaying_columns(
     written = k.mT @ (v * (end[..., None, :] - b).exp())  # [B, H, N, K, V]
     additions = torch.cat([state[:, :, None], written], dim=2).movedim(-1, 2)  # [B, H, V, N + 1, K]
     states = (decay_between(end.mT) @ additions).movedim(2, -1)
-    output = b.exp() * (q @ states[:, :, :-1]) + (q * k).sum(dim=-1, keepdim=True) * v
-    while size > 1:
-        size //= 2
+    inside = ((q * k).sum(dim=-1, keepdim=True) * v)[..., None, :]  # spans of one token, [..., C, 1, V]
+    for half in (1 << level for level in range(size.bit_length() - 1)):
         (_, q_second), (k_first, _), (v_first, _), (b_first, b_second) = (
-            x.unflatten(-2, (-1, 2, size)).unbind(-3) for x in (q, k, v, b)
+            x.unflatten(-2, (-1, 2, half)).unbind(-3) for x in (q, k, v, b)
         )
         middle = b_first[..., -1:, :]
         cross = (b_second - middle).exp() * ((q_second @ k_first.mT) @ (v_first * (middle - b_first).exp()))
-        output = output + F.pad(cross[..., None, :, :], (0, 0, 0, 0, 1, 0)).flatten(-4, -2)
+        first, second = inside.unflatten(-3, (-1, 2)).unbind(-3)
+        inside = torch.cat([first, second + cross], dim=-2)
+    output = b.exp() * (q @ states[:, :, :-1]) + inside.squeeze(-3)
     return from_chunks(output), states[:, :, -1]
 
 
