@@ -1,19 +1,21 @@
 """Chunkwise form of memories that decay per key channel and add: S_t = Diag(exp(g_t)) S_{t-1} + k_t^T v_t."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from mnemon.ops.chunking import decay_between, earlier_or_same, from_chunks, to_chunks
-
-_SMALLEST_BLOCK = 1
+from mnemon.ops.chunking import decay_between, from_chunks, to_chunks
 
 
 def decayed_products(queries: Tensor, k: Tensor, b: Tensor) -> Tensor:
     """Compute A_ij = sum over channels c of q_ic k_jc exp(b_ic - b_jc) for j <= i, else 0.
 
     The exponential does not factor into a part of i and a part of j without exponents above 0. It does for i in the
-    second half of a block and j in the first, with the end of the first half as reference: both parts then have
-    exponents of at most 0. Halves are split again until blocks are small, where every pair is evaluated on its own.
+    second half of a span and j in the first, with the end of the first half as reference: both parts then have
+    exponents of at most 0. Halves are split again, down to single tokens.
 
     Args:
         queries: q, [..., C, K].
@@ -24,29 +26,68 @@ def decayed_products(queries: Tensor, k: Tensor, b: Tensor) -> Tensor:
         A, [..., C, C].
     """
     size = b.shape[-2]
-    block = size
-    while block > _SMALLEST_BLOCK and block % 2 == 0:
-        block //= 2
-    products = _every_pair(*(x.unflatten(-2, (-1, block)) for x in (queries, k, b)))  # [..., C / block, block, block]
-    while block < size:
-        (_, q_second), (k_first, _), (b_first, b_second) = (
-            x.unflatten(-2, (-1, 2, block)).unbind(-3) for x in (queries, k, b)
-        )
-        reference = b_first[..., -1:, :]
-        cross = (q_second * (b_second - reference).exp()) @ (k_first * (reference - b_first).exp()).mT
-        first, second = products.unflatten(-3, (-1, 2)).unbind(-3)
-        products = torch.cat(
-            [torch.cat([first, torch.zeros_like(first)], dim=-1), torch.cat([cross, second], dim=-1)], dim=-2
-        )
-        block *= 2
-    return products.squeeze(-3)
+    missing = (1 << (size - 1).bit_length()) - size  # to a power of two
+    if missing:
+        queries, k = (F.pad(x, (0, 0, 0, missing)) for x in (queries, k))
+        b = torch.cat([b, b[..., -1:, :].expand(*b.shape[:-2], missing, -1)], dim=-2)
+    products: Tensor = _DecayedProducts.apply(queries, k, b)
+    return products[..., :size, :size]
 
 
-def _every_pair(q: Tensor, k: Tensor, b: Tensor) -> Tensor:
-    """Evaluate the decay of every pair of tokens of small blocks: [..., C, K] to [..., C, C]."""
-    later = ~earlier_or_same(b.shape[-2], b.device)[..., None]
-    decay = (b[..., :, None, :] - b[..., None, :, :]).masked_fill(later, float("-inf")).exp()
-    return (q[..., :, None, :] * (k[..., None, :, :] * decay)).sum(dim=-1)
+class _DecayedProducts(torch.autograd.Function):
+    """`decayed_products` of a power of two of tokens, without its intermediate results between the two directions."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, b)
+        size = b.shape[-2]
+        products = q.new_zeros(*q.shape[:-2], size, size)
+        products.diagonal(dim1=-2, dim2=-1).copy_((q * k).sum(dim=-1))
+        for half in half_sizes(size):
+            from_middle, to_middle = split_decay(b, half)
+            q_second, k_first = halves(q, half)[1], halves(k, half)[0]
+            _cross(products, half).copy_((q_second * from_middle) @ (k_first * to_middle).mT)
+        return products
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, b = ctx.saved_tensors
+        own = grad.diagonal(dim1=-2, dim2=-1)[..., None]
+        grad_q, grad_k = own * k, (own * q).sum_to_size(k.shape)
+        for half in half_sizes(b.shape[-2]):
+            from_middle, to_middle = split_decay(b, half)
+            q_second, k_first, cross = halves(q, half)[1], halves(k, half)[0], _cross(grad, half)
+            halves(grad_q, half)[1].addcmul_(cross @ (k_first * to_middle), from_middle)
+            to_keys = cross.mT @ (q_second * from_middle)
+            halves(grad_k, half)[0].addcmul_(to_keys.sum_to_size(k_first.shape), to_middle)
+        # b_i enters only as q_i exp(b_i) and k_i exp(-b_i).
+        return grad_q, grad_k, (q * grad_q).sum_to_size(b.shape) - k * grad_k
+
+
+def half_sizes(size: int) -> list[int]:
+    """Return 1, 2, 4, ..., size / 2."""
+    return [1 << level for level in range(size.bit_length() - 1)]
+
+
+def halves(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
+    """View [..., C, K] as first and second halves of spans of 2 `half` tokens, each [..., C / 2 half, half, K]."""
+    first, second = x.unflatten(-2, (-1, 2, half)).unbind(-3)
+    return first, second
+
+
+def split_decay(b: Tensor, half: int) -> tuple[Tensor, Tensor]:
+    """Return the decay from every span's middle to the tokens of its second half, and from those of its first to it."""
+    first, second = halves(b, half)
+    middle = first[..., -1:, :]
+    return (second - middle).exp_(), (middle - first).exp_()
+
+
+def _cross(products: Tensor, half: int) -> Tensor:
+    """View what second halves see of first halves in [..., C, C]: [..., C / 2 half, half, half]."""
+    spans = products.shape[-1] // (2 * half)
+    blocks = products.unflatten(-2, (spans, 2, half)).unflatten(-1, (spans, 2, half))
+    return blocks[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
 def chunkwise(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, chunk_size: int, g: Tensor) -> tuple[Tensor, Tensor]:
