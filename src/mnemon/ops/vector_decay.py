@@ -46,7 +46,7 @@ class _DecayedProducts(torch.autograd.Function):
         for half in half_sizes(size):
             from_middle, to_middle = split_decay(b, half)
             q_second, k_first = halves(q, half)[1], halves(k, half)[0]
-            _cross(products, half).copy_((q_second * from_middle) @ (k_first * to_middle).mT)
+            cross_products(products, half).copy_((q_second * from_middle) @ (k_first * to_middle).mT)
         return products
 
     @staticmethod
@@ -57,7 +57,7 @@ class _DecayedProducts(torch.autograd.Function):
         grad_q, grad_k = own * k, (own * q).sum_to_size(k.shape)
         for half in half_sizes(b.shape[-2]):
             from_middle, to_middle = split_decay(b, half)
-            q_second, k_first, cross = halves(q, half)[1], halves(k, half)[0], _cross(grad, half)
+            q_second, k_first, cross = halves(q, half)[1], halves(k, half)[0], cross_products(grad, half)
             halves(grad_q, half)[1].addcmul_(cross @ (k_first * to_middle), from_middle)
             to_keys = cross.mT @ (q_second * from_middle)
             halves(grad_k, half)[0].addcmul_(to_keys.sum_to_size(k_first.shape), to_middle)
@@ -83,7 +83,7 @@ def split_decay(b: Tensor, half: int) -> tuple[Tensor, Tensor]:
     return (second - middle).exp_(), (middle - first).exp_()
 
 
-def _cross(products: Tensor, half: int) -> Tensor:
+def cross_products(products: Tensor, half: int) -> Tensor:
     """View what second halves see of first halves in [..., C, C]: [..., C / 2 half, half, half]."""
     spans = products.shape[-1] // (2 * half)
     blocks = products.unflatten(-2, (spans, 2, half)).unflatten(-1, (spans, 2, half))

@@ -10,16 +10,18 @@ Source: Gated Slot Attention for Efficient Linear-Time Sequence Modeling, arXiv:
 exp(g) here, and 1 - alpha is s.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mnemon.ops import vector_decay
 from mnemon.ops.chunking import decay_between, from_chunks, to_chunks
 from mnemon.ops.declaration import Dimensions, FlaForm, GateSpec, Source
 from mnemon.ops.kernels import fla
 from mnemon.ops.rule import UpdateRule
+from mnemon.ops.vector_decay import cross_products, half_sizes, halves, split_decay
 
 
 class GSAState(NamedTuple):
@@ -116,17 +118,37 @@ def read_decaying_columns(
     written = k.mT @ (v * (end[..., None, :] - b).exp())  # [B, H, N, K, V]
     additions = torch.cat([state[:, :, None], written], dim=2).movedim(-1, 2)  # [B, H, V, N + 1, K]
     states = (decay_between(end.mT) @ additions).movedim(2, -1)
-    inside = ((q * k).sum(dim=-1, keepdim=True) * v)[..., None, :]  # spans of one token, [..., C, 1, V]
-    for half in (1 << level for level in range(size.bit_length() - 1)):
-        (_, q_second), (k_first, _), (v_first, _), (b_first, b_second) = (
-            x.unflatten(-2, (-1, 2, half)).unbind(-3) for x in (q, k, v, b)
-        )
-        middle = b_first[..., -1:, :]
-        cross = (b_second - middle).exp() * ((q_second @ k_first.mT) @ (v_first * (middle - b_first).exp()))
-        first, second = inside.unflatten(-3, (-1, 2)).unbind(-3)
-        inside = torch.cat([first, second + cross], dim=-2)
-    output = b.exp() * (q @ states[:, :, :-1]) + inside.squeeze(-3)
-    return from_chunks(output), states[:, :, -1]
+    inside: Tensor = _Inside.apply(q @ k.mT, v, b)
+    return from_chunks(b.exp() * (q @ states[:, :, :-1]) + inside), states[:, :, -1]
+
+
+class _Inside(torch.autograd.Function):
+    """O_i = sum over j <= i of P_ij exp(b_i - b_j) * v_j within chunks of a power of two of tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, products: Tensor, v: Tensor, b: Tensor) -> Tensor:
+        output = products.diagonal(dim1=-2, dim2=-1)[..., None] * v
+        for half in half_sizes(b.shape[-2]):
+            from_middle, to_middle = split_decay(b, half)
+            read = cross_products(products, half) @ (halves(v, half)[0] * to_middle)
+            halves(output, half)[1].addcmul_(read, from_middle)
+        ctx.save_for_backward(products, v, b, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        products, v, b, output = ctx.saved_tensors
+        grad_products = torch.zeros_like(products)
+        grad_products.diagonal(dim1=-2, dim2=-1).copy_((grad * v).sum(dim=-1))
+        grad_v = products.diagonal(dim1=-2, dim2=-1)[..., None] * grad
+        for half in half_sizes(b.shape[-2]):
+            from_middle, to_middle = split_decay(b, half)
+            grad_read = halves(grad, half)[1] * from_middle
+            cross_products(grad_products, half).copy_(grad_read @ (halves(v, half)[0] * to_middle).mT)
+            halves(grad_v, half)[0].addcmul_(cross_products(products, half).mT @ grad_read, to_middle)
+        # b_i enters only as exp(b_i) on the output and exp(-b_i) on v_i.
+        return grad_products, grad_v, output * grad - v * grad_v
 
 
 def _fla(
