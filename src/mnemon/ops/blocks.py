@@ -56,9 +56,8 @@ def compute_rows(
         tensors = tensors | {"mask": mask}
     if tokens > _BLOCKS_KEPT * block and torch.is_grad_enabled() and not rule.light_backward:
         return _compute_again(rule, tensors, state, options, chunk_size, block)
-    # One split instead of slices: its backward joins the gradients once, where every slice would fill a whole tensor.
     outputs = []
-    for parts in zip(*(tensor.split(block, dim=1) for tensor in tensors.values()), strict=True):
+    for parts in zip(*(_split(tensor, block) for tensor in tensors.values()), strict=True):
         output, state = _block(rule, dict(zip(tensors, parts, strict=True)), state, options, chunk_size)
         outputs.append(output)
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state
@@ -91,6 +90,69 @@ def _block(
         q.to(dtype), k.to(dtype), v.to(dtype), state, chunk_size=chunk_size, **keywords, **options
     )
     return output[:, :tokens].to(output_dtype), state
+
+
+def _split(x: Tensor, block: int) -> tuple[Tensor, ...]:
+    """Cut x [B, T, ...] into blocks whose gradients are written into one tensor as they come.
+
+    The gradient of a slice fills a tensor of the size of x for every block, and that of `Tensor.split` holds all blocks
+    until it can join them.
+    """
+    if x.shape[1] <= block or not (x.requires_grad and torch.is_grad_enabled()):
+        return x.split(block, dim=1)
+    gradient = _Gradient(x)
+    return tuple(
+        _Part.apply(ticket, x.detach(), gradient, slice(n * block, (n + 1) * block))
+        for n, ticket in enumerate(_Whole.apply(x, gradient, -(-x.shape[1] // block)))
+    )
+
+
+class _Gradient:
+    """The gradient of one tensor, filled by its blocks and taken when all have been."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._shape, self._like = x.shape, x.new_empty(0)
+        self._values: Tensor | None = None
+
+    def write(self, span: slice, values: Tensor) -> None:
+        """Write the gradient of one block."""
+        if self._values is None:
+            self._values = self._like.new_zeros(self._shape)
+        self._values[:, span] = values
+
+    def take(self) -> Tensor | None:
+        """Return the gradient, and start anew."""
+        values, self._values = self._values, None
+        return values
+
+
+class _Whole(torch.autograd.Function):
+    """Hand out an empty ticket per block; backward runs once the gradients of all tickets are there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gradient: _Gradient, count: int) -> tuple[Tensor, ...]:
+        ctx.gradient = gradient
+        return tuple(x.new_empty(0) for _ in range(count))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, None, None]:
+        return ctx.gradient.take(), None, None
+
+
+class _Part(torch.autograd.Function):
+    """Return a block of a tensor in exchange for its ticket."""
+
+    @staticmethod
+    def forward(ctx: Any, ticket: Tensor, x: Tensor, gradient: _Gradient, span: slice) -> Tensor:
+        ctx.gradient, ctx.span = gradient, span
+        return x[:, span]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.gradient.write(ctx.span, grad)
+        return grad.new_empty(0), None, None, None
 
 
 def _extend(tensor: Tensor, missing: int, value: float) -> Tensor:
