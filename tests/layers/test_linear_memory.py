@@ -8,6 +8,7 @@ import torch
 
 from mnemon.errors import ConfigError, ShapeError, StateError
 from mnemon.layers import linear_memory
+from mnemon.layers.conventions import conventions
 from mnemon.layers.linear_memory import LinearMemory, LinearMemoryState
 from mnemon.ops import UpdateRule, get_rule, list_rules
 from mnemon.ops.declaration import GateSpec, Source
@@ -309,3 +310,27 @@ def test_impossible_inputs_are_refused() -> None:
         memory(x, state=memory(x[:1])[1])
     with pytest.raises(StateError, match="must be a LinearMemoryState, got a tuple"):
         memory(x, state=tuple(memory(x)[1]))
+
+
+WORDS = {
+    None: "–",
+    "identity": "–",
+    "silu": "SiLU",
+    "elu_plus_one": "elu + 1",
+    "sigmoid": "sigmoid",
+    "l2": "unit",
+    "rms": "√K",
+    "head": "per head",
+    "width": "all heads",
+    "layer": "LayerNorm",
+}
+
+
+@pytest.mark.parametrize("name", list_rules())
+def test_the_documented_table_says_what_the_layer_does(name: str, repository) -> None:
+    do = conventions(get_rule(name), 64, **get_rule(name).defaults())
+    words = [WORDS[x] for x in (do.q_activation, do.k_activation, do.v_activation, do.qk_norm)]
+    words[1] = f"from {do.keys_from}" if do.keys_from else words[1]
+    words += ["1/√K" if do.scale_queries else "1", WORDS[do.output_norm], WORDS[do.output_gate]]
+    row = "| " + " | ".join([f"`{name}`", *words]) + " |"
+    assert row in (repository / "docs" / "linear-memory-layer.md").read_text(encoding="utf-8"), row
