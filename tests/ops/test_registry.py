@@ -1,8 +1,11 @@
 """Finding rules by name, in this package and in others."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,46 +13,26 @@ import pytest
 from mnemon.errors import ConfigError
 from mnemon.ops import get_rule, list_rules, registry, rules
 
-# A package as it would lie in site-packages: a module with a rule, and the entry point in its metadata.
-OTHER_PACKAGE = {
-    "leaky_memory.py": """
-import torch
-
-from mnemon.ops.rule import GateSpec, Source, UpdateRule
-from mnemon.ops.state import empty_matrix
-
-
-def step(state, q, k, v, *, leak):
-    state = torch.addcmul(state * (1 - leak)[..., None, None], k[..., :, None], v[..., None, :])
-    return torch.einsum("bhk,bhkv->bhv", q, state), state
-
-
-RULE = UpdateRule(
-    name="leaky",
-    equation="S <- (1 - leak) S + k v",
-    source=Source("An example", "0000.00000", "none"),
-    gates=(GateSpec("leak", "head", "unit", identity=0.0, meaning="share that is lost"),),
-    init_state=empty_matrix,
-    step=step,
-    state_size="K*V",
-    recurrent_flops="5*K*V",
-)
-""",
-    "leaky_memory-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: leaky-memory\nVersion: 1.0\n",
-    "leaky_memory-1.0.dist-info/entry_points.txt": "[mnemon.rules]\nleaky = leaky_memory:RULE\n",
-}
-
 
 @pytest.fixture
-def other_package(tmp_path: Path) -> Path:
-    for name, text in OTHER_PACKAGE.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
+def other_package(tmp_path: Path, repository: Path) -> Path:
+    """Return a folder with the documented example as it would lie in site-packages: module, metadata, entry point."""
+    page = (repository / "docs" / "adding-a-rule.md").read_text(encoding="utf-8")
+    module, entry_points = (re.search(f"^```{kind}\n(.*?)^```", page, re.M | re.S) for kind in ("python", "toml"))
+    assert module is not None
+    assert entry_points is not None
+    metadata = tmp_path / "leaky_memory-1.0.dist-info"
+    metadata.mkdir()
+    (tmp_path / "leaky_memory.py").write_text(module.group(1), encoding="utf-8")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: leaky-memory\nVersion: 1.0\n", encoding="utf-8")
+    declared = tomllib.loads(entry_points.group(1))["project"]["entry-points"]
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in names.items()) for group, names in declared.items()]
+    (metadata / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path
 
 
 @pytest.fixture
-def fresh_registry() -> None:
+def fresh_registry() -> Iterator[None]:
     registry._loaders.cache_clear()
     get_rule.cache_clear()
     yield
