@@ -20,6 +20,7 @@ theta, eta and 1 - alpha are `lr`, `momentum` and exp(g) here. Its loss has no f
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from mnemon.ops.chunking import affine_scan, from_chunks, pairwise_decay, solve_
 from mnemon.ops.declaration import Dimensions, GateSpec, HyperParameter, Source
 from mnemon.ops.inner_model import fixed_weights
 from mnemon.ops.rule import UpdateRule
+from mnemon.ops.state import combine
 
 
 class TitansState(NamedTuple):
@@ -167,6 +169,8 @@ def chunkwise(
 ) -> tuple[Tensor, TitansState]:
     """Compute the rule in chunks: of `chunk_size` for a matrix, of a mini-batch for a network.
 
+    A network whose mini-batches are single tokens has nothing that could be computed together; they go one by one.
+
     Args:
         q: queries, [B, T, H, K].
         k: keys, [B, T, H, K].
@@ -184,6 +188,8 @@ def chunkwise(
     Returns:
         Output [B, T, H, V] and the state after the last token.
     """
+    if memory == "mlp" and mini_batch_size == 1:
+        return _one_by_one((q, k, v, lr, momentum, g), state, mask, expansion)
     size = chunk_size if memory == "matrix" else mini_batch_size
     tokens = q.shape[1]
     missing = -tokens % size
@@ -200,6 +206,26 @@ def chunkwise(
     form = _matrix if memory == "matrix" else _network
     output, new = form(q, k, v, state, memories, momenta, lengths, mini_batch_size)
     return from_chunks(output)[:, :tokens], new._replace(position=(state.position + lengths) % mini_batch_size)
+
+
+def _one_by_one(
+    inputs: tuple[Tensor, ...], state: TitansState, mask: Tensor | None, expansion: int
+) -> tuple[Tensor, TitansState]:
+    """Fold `step` over the tokens of a network memory; a token that does not count leaves its row as it was."""
+    outputs = []
+    counts = [None] * inputs[0].shape[1] if mask is None else mask.unbind(1)
+    for count, q, k, v, lr, momentum, g in zip(counts, *(x.unbind(1) for x in inputs), strict=True):
+        output, new = step(
+            state, q, k, v, lr=lr, momentum=momentum, g=g, memory="mlp", mini_batch_size=1, expansion=expansion
+        )
+        state = new if count is None else combine(partial(_where, count), new, state)
+        outputs.append(output)
+    return torch.stack(outputs, dim=1), state
+
+
+def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Take the new values in some rows [B] and the old ones in the others."""
+    return torch.where(rows.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 def _unroll(lr: Tensor, momentum: Tensor, g: Tensor, counts: Tensor, components: int) -> tuple[_Shares, _Shares]:
@@ -339,13 +365,10 @@ def _network(
     Where the call starts inside a mini-batch, every block holds the end of one and the start of the next; the gradients
     of the second part are taken at the memory in between.
     """
-    wanted = [memories, _last(memories), momenta]
-    parts = [state.memory, state.momentum]
+    wanted = [memories, _last(memories), momenta, _anchor_after(memories, state.position, lengths, mini_batch_size)]
+    parts = [state.memory, state.momentum, state.anchor]
     ragged = bool(state.position.any())
     first = torch.ones((), dtype=torch.bool, device=k.device)
-    if mini_batch_size > 1:
-        wanted.append(_anchor_after(memories, state.position, lengths, mini_batch_size))
-        parts.append(state.anchor)
     if ragged:
         left = (mini_batch_size - state.position)[:, None, None, None]  # tokens until the mini-batch is over
         wanted.append(_after(memories, left.expand(-1, -1, k.shape[2], -1)))
@@ -355,16 +378,13 @@ def _network(
     shares = [[_Shares(*x) for x in zip(*(y.unbind(2) for y in share), strict=True)] for share in wanted]
     outputs = []
     for query, key, value, memory, *rows in zip(*inputs, *shares, strict=True):
-        ends = rows[: len(parts)]
-        gradient = _gradient(key, value, parts[2] if mini_batch_size > 1 else parts[0])
+        gradient = _gradient(key, value, parts[2])
         if ragged:
             later = _gradient(key, value, _mixed(parts, rows[-1], key, gradient))
             gradient = _Gradient(*(torch.where(first, x, y) for x, y in zip(gradient, later, strict=True)))
         outputs.append(_read(query, parts, memory, key, gradient))
-        parts = [_mixed(parts, end, key, gradient) for end in ends]
-    return torch.stack(outputs, dim=2), state._replace(
-        memory=parts[0], momentum=parts[1], anchor=(*parts, state.anchor)[2]
-    )
+        parts = [_mixed(parts, end, key, gradient) for end in rows[:3]]
+    return torch.stack(outputs, dim=2), state._replace(memory=parts[0], momentum=parts[1], anchor=parts[2])
 
 
 class _Gradient(NamedTuple):
