@@ -136,7 +136,7 @@ class StepSizeDecay(ProjectedGate):
     and 0.1, so that the heads begin with memories of about 1 to 1000 tokens.
 
     Source:
-        Transformers are SSMs (Mamba-2), arXiv:2405.21060, section 7.
+        Transformers are SSMs, arXiv:2405.21060; the initial values are those of its released layer.
     """
 
     def __init__(self, spec: GateSpec, sizes: GateSizes, *, rank: int | None = None) -> None:
@@ -169,7 +169,7 @@ class BoundedDecay(ProjectedGate):
     The bound of layer l of L starts at l/L, so that deeper layers remember longer; the first layer has none.
 
     Source:
-        HGRN2, arXiv:2404.07904, section 2. There the bounds of all layers come from one softmax over the layers, which
+        HGRN2, arXiv:2404.07904. There the bounds of all layers come from one softmax over the layers, which
         starts at the same values and keeps them in order; here every layer learns its own.
     """
 

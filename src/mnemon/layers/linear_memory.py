@@ -367,7 +367,7 @@ def _rotate(x: Tensor, positions: Tensor) -> Tensor:
     """Rotate pairs of channels of [B, T, H, K] by angles proportional to the positions [B, T].
 
     Source:
-        RoFormer, arXiv:2104.09864, equation 34, channel i paired with channel i + K/2.
+        RoFormer, arXiv:2104.09864, section 3.2, channel i paired with channel i + K/2.
     """
     half = x.shape[-1] // 2
     # Angles in float64: in float32 an angle of a million radians is off by several hundredths.

@@ -5,7 +5,7 @@
 The recurrence is that of gated linear attention; HGRN2 is the choice of the keys, which makes every row of the memory a
 weighted mean of values. The caller forms the keys (the layer does), so that the recurrence stays one of k, v and g.
 
-Source: HGRN2: Gated Linear RNNs with State Expansion, arXiv:2404.07904, equation 5; the paper's forget gate is exp(g).
+Source: HGRN2: Gated Linear RNNs with State Expansion, arXiv:2404.07904, section 3; the paper's forget gate is exp(g).
 """
 
 from mnemon.ops.rule import GateSpec, Source, UpdateRule
@@ -14,7 +14,7 @@ from mnemon.ops.rules import gla
 RULE = UpdateRule(
     name="hgrn2",
     equation="S ← Diag(exp(g))S + (1 − exp(g))ᵀv;  o = q S",
-    source=Source("HGRN2: Gated Linear RNNs with State Expansion", "2404.07904", "equation 5"),
+    source=Source("HGRN2: Gated Linear RNNs with State Expansion", "2404.07904", "section 3"),
     gates=(GateSpec("g", "key", "log_decay", identity=0.0, meaning="log of the forget gate; the key is 1 − exp(g)"),),
     init_state=gla.RULE.init_state,
     step=gla.RULE.step,

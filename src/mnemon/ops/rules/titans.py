@@ -15,8 +15,8 @@ in DeltaNet; momentum only changes its coefficients.
 A step moves the memory even without a write, because the momentum is added to it, so no input can express a masked
 token.
 
-Source: Titans: Learning to Memorize at Test Time, arXiv:2501.00663, section 3.1 (equations 9, 13, 14); the paper's
-theta, eta and 1 - alpha are `lr`, `momentum` and exp(g) here. Its loss has no factor 1/2, hence the factors 2 below.
+Source: Titans: Learning to Memorize at Test Time, arXiv:2501.00663, section 3.1; the paper's theta, eta and
+1 - alpha are `lr`, `momentum` and exp(g) here. Its loss has no factor 1/2, hence the factors 2 below.
 """
 
 import math
@@ -123,7 +123,7 @@ def step(
         Output [B, H, V] and the new state.
 
     Source:
-        arXiv:2501.00663, equations 9, 13 and 14.
+        arXiv:2501.00663, section 3.1.
     """
     point = state.anchor if mini_batch_size > 1 else state.memory
     if memory == "matrix":
@@ -444,7 +444,7 @@ def _gelu_slope(x: Tensor) -> Tensor:
 RULE = UpdateRule(
     name="titans",
     equation="S ← momentum·S − lr·∇|f(k; M) − v|²;  M ← exp(g)M + S;  o = f(q; M)",
-    source=Source("Titans: Learning to Memorize at Test Time", "2501.00663", "equations 9, 13, 14"),
+    source=Source("Titans: Learning to Memorize at Test Time", "2501.00663", "section 3.1"),
     gates=(
         GateSpec("lr", "head", "unit", identity=0.0, meaning="step size of the gradient descent", scale=0.1),
         GateSpec("momentum", "head", "unit", identity=1.0, meaning="share of the last step that is taken again"),

@@ -91,7 +91,7 @@ def step(
         Output [B, H, V] and the new state.
 
     Source:
-        arXiv:2407.04620, equations 1, 4 and 6.
+        arXiv:2407.04620, sections 2.1 to 2.4.
     """
     k_bhk1, q_bhk1 = _with_one(k), _with_one(q)
     z_bhv = torch.einsum("bhkv,bhk->bhv", state.anchor, k_bhk1)
@@ -200,9 +200,7 @@ def _gradient(z: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor
 RULE = UpdateRule(
     name="ttt",
     equation="M ← M − lr [k 1]ᵀ∂l/∂z at A;  o = q + LN([q 1] M)",
-    source=Source(
-        "Learning to (Learn at Test Time): RNNs with Expressive Hidden States", "2407.04620", "equations 1, 4, 6"
-    ),
+    source=Source("Learning to (Learn at Test Time): RNNs with Expressive Hidden States", "2407.04620", "section 2"),
     gates=(
         GateSpec("lr", "head", "positive", identity=0.0, meaning="step size of the inner gradient descent", scale=0.1),
     ),
