@@ -62,6 +62,31 @@ def decay_between(g: Tensor) -> Tensor:
     return sums.masked_fill(~seen, float("-inf")).exp()
 
 
+def chunk_states(added: Tensor, total: Tensor | None, state: Tensor, *, backwards: bool = False) -> Tensor:
+    """Compute S_{n+1} = total_n * S_n + D_n over chunks; made for gradients written by hand, it has none itself.
+
+    Args:
+        added: D, [B, H, N, K, V].
+        total: decay of a chunk, [B, H, N, K, 1] or [B, H, N, 1, 1]; None is no decay.
+        state: S_0, [B, H, K, V].
+        backwards: run from the last chunk to the first, S_n = total_n * S_{n+1} + D_n, from S_N = `state`.
+
+    Returns:
+        S_0 to S_N, [B, H, N + 1, K, V].
+    """
+    count = added.shape[2]
+    states = added.new_empty(*added.shape[:2], count + 1, *added.shape[3:])
+    order = range(count - 1, -1, -1) if backwards else range(count)
+    states[:, :, count if backwards else 0] = state
+    for n in order:
+        source, target = (n + 1, n) if backwards else (n, n + 1)
+        if total is None:
+            torch.add(added[:, :, n], states[:, :, source], out=states[:, :, target])
+        else:
+            torch.addcmul(added[:, :, n], states[:, :, source], total[:, :, n], out=states[:, :, target])
+    return states
+
+
 class _AffineScan(torch.autograd.Function):
     """S_{n+1} = P_n S_n + D_n with one matrix product per step in both directions."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mnemon.ops.chunking import decay_between, from_chunks, pairwise_decay, to_chunks
+from mnemon.ops.chunking import chunk_states, from_chunks, pairwise_decay, to_chunks
 
 
 def chunkwise(
@@ -24,8 +24,6 @@ def chunkwise(
     With b the cumulative sum of g within a chunk and D_ij = exp(b_i - b_j) for j <= i:
 
         O = (Q * exp(b)) S + (Q K^T * D) V;   S <- exp(b_C) S + (K * exp(b_C - b))^T V
-
-    All chunk states come from one product with the decays between chunks.
 
     Args:
         q: queries, [B, T, H, K], T a multiple of `chunk_size`.
@@ -54,7 +52,8 @@ class _DecayChunks(torch.autograd.Function):
         ctx.chunk_size = chunk_size
         q, k, v = (to_chunks(x, chunk_size) for x in (q, k, v))
         b = None if g is None else to_chunks(g, chunk_size).cumsum(dim=-1)
-        states = _states(_scale(k, None if b is None else b[..., -1:] - b), v, state, b)
+        k_end = _scale(k, None if b is None else b[..., -1:] - b)
+        states = chunk_states(k_end.mT @ v, _total(b), state)
         output = _scale(q, b) @ states[:, :, :-1]
         output += _scores(q, k, b) @ v
         return from_chunks(output), states[:, :, -1].clone()
@@ -67,9 +66,8 @@ class _DecayChunks(torch.autograd.Function):
         b = None if g is None else to_chunks(g, ctx.chunk_size).cumsum(dim=-1)
         to_end = None if b is None else b[..., -1:] - b
         k_end, q_start = _scale(k, to_end), _scale(q, b)
-        start = _states(k_end, v, state, b)[:, :, :-1]
-        # The recurrence of the states' gradients is that of the states, backwards in time.
-        grad_states = _states(q_start.flip(2), grad.flip(2), grad_state, None if b is None else b.flip(2)).flip(2)
+        start = chunk_states(k_end.mT @ v, _total(b), state)[:, :, :-1]
+        grad_states = chunk_states(q_start.mT @ grad, _total(b), grad_state, backwards=True)
         after = grad_states[:, :, 1:]
 
         decay = 1.0 if b is None else pairwise_decay(b)
@@ -101,9 +99,6 @@ def _scores(q: Tensor, k: Tensor, b: Tensor | None) -> Tensor:
     return scores.tril_() if b is None else scores.mul_(pairwise_decay(b))
 
 
-def _states(k: Tensor, v: Tensor, state: Tensor, b: Tensor | None) -> Tensor:
-    """Return the states at every chunk's start and at the end, [B, H, N + 1, K, V], from what chunks add, K^T V."""
-    additions = torch.cat([state[:, :, None], k.mT @ v], dim=2)
-    if b is None:
-        return additions.cumsum(dim=2)
-    return (decay_between(b[..., -1]) @ additions.flatten(3)).unflatten(3, additions.shape[3:])
+def _total(b: Tensor | None) -> Tensor | None:
+    """Return the decay of whole chunks, [B, H, N, 1, 1]."""
+    return None if b is None else b[..., -1, None, None].exp()

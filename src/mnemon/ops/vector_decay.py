@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mnemon.ops.chunking import decay_between, from_chunks, to_chunks
+from mnemon.ops.chunking import chunk_states, from_chunks, to_chunks
 
 
 def decayed_products(queries: Tensor, k: Tensor, b: Tensor) -> Tensor:
@@ -58,11 +58,19 @@ class _DecayedProducts(torch.autograd.Function):
         for half in half_sizes(b.shape[-2]):
             from_middle, to_middle = split_decay(b, half)
             q_second, k_first, cross = halves(q, half)[1], halves(k, half)[0], cross_products(grad, half)
-            halves(grad_q, half)[1].addcmul_(cross @ (k_first * to_middle), from_middle)
-            to_keys = cross.mT @ (q_second * from_middle)
+            halves(grad_q, half)[1].addcmul_(_product(cross, k_first * to_middle), from_middle)
+            to_keys = _product(cross.mT, q_second * from_middle)
             halves(grad_k, half)[0].addcmul_(to_keys.sum_to_size(k_first.shape), to_middle)
         # b_i enters only as q_i exp(b_i) and k_i exp(-b_i).
         return grad_q, grad_k, (q * grad_q).sum_to_size(b.shape) - k * grad_k
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return A B; written out for one or two columns of A, on which batched matrix products are slow."""
+    if a.shape[-1] > 2:
+        return a @ b
+    result = a[..., :1] * b[..., :1, :]
+    return result if a.shape[-1] == 1 else result.addcmul_(a[..., 1:], b[..., 1:, :])
 
 
 def half_sizes(size: int) -> list[int]:
@@ -111,11 +119,52 @@ def chunkwise(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, chunk_size: int
     Source:
         Gated Linear Attention Transformers with Hardware-Efficient Training, arXiv:2312.06635, section 4.
     """
-    q, k, v, g = (to_chunks(x, chunk_size) for x in (q, k, v, g))
-    b = g.cumsum(dim=-2)  # [B, H, N, C, K]
-    end = b[..., -1, :]
-    written = (k * (end[..., None, :] - b).exp()).mT @ v  # [B, H, N, K, V]
-    additions = torch.cat([state[:, :, None], written], dim=2).transpose(2, 3)  # [B, H, K, N + 1, V]
-    states = (decay_between(end.mT) @ additions).transpose(2, 3)  # a channel has decays of its own: K batched products
-    output = decayed_products(q, k, b) @ v + (q * b.exp()) @ states[:, :, :-1]
-    return from_chunks(output), states[:, :, -1]
+    output, after = _DecayChunks.apply(q, k, v, g, state, chunk_size)
+    return output, after
+
+
+class _DecayChunks(torch.autograd.Function):
+    """`chunkwise`, keeping its inputs only; the gradient is that of `mnemon.ops.scalar_decay`, channel by channel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, chunk_size: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(q, k, v, g, state)
+        ctx.chunk_size = chunk_size
+        q, k, v, g = (to_chunks(x, chunk_size) for x in (q, k, v, g))
+        b = g.cumsum(dim=-2)  # [B, H, N, C, K]
+        end = b[..., -1:, :]
+        states = chunk_states((k * (end - b).exp_()).mT @ v, end.exp().mT, state)
+        output = (q * b.exp()) @ states[:, :, :-1]
+        output += decayed_products(q, k, b) @ v
+        return from_chunks(output), states[:, :, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, g, state = ctx.saved_tensors
+        q, k, v, g, grad = (to_chunks(x, ctx.chunk_size) for x in (q, k, v, g, grad_output))
+        b = g.cumsum(dim=-2)
+        since_start, to_end = b.exp(), (b[..., -1:, :] - b).exp_()
+        total = since_start[..., -1:, :].mT
+        k_end = k * to_end
+        start = chunk_states(k_end.mT @ v, total, state)[:, :, :-1]
+        grad_states = chunk_states((q * since_start).mT @ grad, total, grad_state, backwards=True)
+        after = grad_states[:, :, 1:]
+
+        inputs = [x.detach().requires_grad_() for x in (q, k, b)]
+        with torch.enable_grad():
+            products = decayed_products(*inputs)
+        grad_q, grad_k, grad_b = torch.autograd.grad(products, inputs, grad @ v.mT)
+        at_start = (grad @ start.mT).mul_(since_start)
+        at_end = (v @ after.mT).mul_(to_end)
+        grad_v = k_end @ after
+        grad_v += products.detach().mT @ grad
+        grad_b.addcmul_(at_start, q)
+        at_end_k = at_end * k
+        grad_b -= at_end_k
+        grad_b[..., -1, :] += at_end_k.sum(dim=-2) + (after * start).sum(dim=-1) * total[..., 0]
+        grad_g = grad_b.flip(-2).cumsum(dim=-2).flip(-2)
+        gradients = (grad_q.add_(at_start), grad_k.add_(at_end), grad_v, grad_g)
+        return *(from_chunks(x) for x in gradients), grad_states[:, :, 0], None

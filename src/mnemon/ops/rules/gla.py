@@ -36,5 +36,6 @@ RULE = UpdateRule(
     recurrent_flops="5*K*V",
     chunkwise_flops="4*K*V + 2*C*(K + V) + 3*K",
     chunkwise_form=chunkwise,
+    light_backward=True,
     fla_form=FlaForm(_fla),
 )

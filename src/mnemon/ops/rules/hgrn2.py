@@ -23,4 +23,5 @@ RULE = UpdateRule(
     chunkwise_flops=gla.RULE.chunkwise_flops,
     chunkwise_form=gla.RULE.chunkwise_form,
     fla_form=gla.RULE.fla_form,
+    light_backward=gla.RULE.light_backward,
 )
