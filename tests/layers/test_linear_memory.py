@@ -79,6 +79,15 @@ def test_masked_tokens_leave_the_state_exactly_as_it_was(options: dict) -> None:
 
 
 @every_rule
+def test_a_call_without_tokens_changes_nothing(options: dict) -> None:
+    memory = layer(options)
+    _, start = memory(random(2, 7, D))
+    output, end = memory(random(2, 0, D), state=start)
+    assert output.shape == (2, 0, D)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(start), tensors(end), strict=True))
+
+
+@every_rule
 def test_packed_sequences_equal_separate_ones(options: dict) -> None:
     memory, bounds = layer(options), [0, 2, 2, 20, 21, 27]
     _, start = memory(random(5, 6, D, seed=4))
@@ -282,6 +291,7 @@ def test_the_convolution_changes_the_answer_and_can_be_left_out() -> None:
     [
         ({"rule": "hgrn"}, "no update rule is called 'hgrn'; did you mean 'hgrn2'"),
         ({"rule": "gla", "num_heads": 0}, "num_heads must be at least 1, got 0"),
+        ({"rule": "gla", "form": "fast"}, "form must be one of auto, recurrent, chunkwise, fla, got 'fast'"),
         ({"rule": "gla", "conv_size": -1}, "conv_size must be at least 0"),
         ({"rule": "gla", "layer_index": 2, "num_layers": 2}, "layer_index must be between 0 and num_layers - 1 = 1"),
         ({"rule": "gla", "mini_batch_size": 4}, "gla: unknown setting 'mini_batch_size'; it takes none"),

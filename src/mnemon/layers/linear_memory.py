@@ -24,6 +24,7 @@ from mnemon.layers.convolution import ShortConvolution
 from mnemon.layers.gates import Gate, GateSizes, InitialValues, ProjectedGate, Projection, StepSizeDecay, linear_values
 from mnemon.ops import get_rule
 from mnemon.ops.declaration import Dimensions
+from mnemon.ops.forms import FORMS
 from mnemon.ops.masking import take, valid_first
 from mnemon.ops.state import state_dtype
 from mnemon.ops.validation import check_settings
@@ -70,7 +71,7 @@ class LinearMemory(nn.Module):
         settings: hyper-parameters of the rule.
 
     Raises:
-        ConfigError: if a size is impossible, or the rule or a setting is unknown.
+        ConfigError: if a size is impossible, or the rule, the form or a setting is unknown.
     """
 
     def __init__(
@@ -286,6 +287,8 @@ class LinearMemory(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ConfigError(f"{name} must be at least 1, got {size}")
+        if self.form not in FORMS:
+            raise ConfigError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
         if conv_size < 0:
             raise ConfigError(f"conv_size must be at least 0 (no convolution), got {conv_size}")
         if not 0 <= layer_index < num_layers:
