@@ -8,20 +8,15 @@ weighted mean of values. The caller forms the keys (the layer does), so that the
 Source: HGRN2: Gated Linear RNNs with State Expansion, arXiv:2404.07904, section 3; the paper's forget gate is exp(g).
 """
 
-from mnemon.ops.rule import GateSpec, Source, UpdateRule
+from dataclasses import replace
+
+from mnemon.ops.declaration import GateSpec, Source
 from mnemon.ops.rules import gla
 
-RULE = UpdateRule(
+RULE = replace(
+    gla.RULE,
     name="hgrn2",
     equation="S ← Diag(exp(g))S + (1 − exp(g))ᵀv;  o = q S",
     source=Source("HGRN2: Gated Linear RNNs with State Expansion", "2404.07904", "section 3"),
     gates=(GateSpec("g", "key", "log_decay", identity=0.0, meaning="log of the forget gate; the key is 1 − exp(g)"),),
-    init_state=gla.RULE.init_state,
-    step=gla.RULE.step,
-    state_size=gla.RULE.state_size,
-    recurrent_flops=gla.RULE.recurrent_flops,
-    chunkwise_flops=gla.RULE.chunkwise_flops,
-    chunkwise_form=gla.RULE.chunkwise_form,
-    fla_form=gla.RULE.fla_form,
-    light_backward=gla.RULE.light_backward,
 )
