@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -141,3 +142,12 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     reason = fla.why_unavailable()
     assert reason is not None
     assert "mnemon[cuda]" in reason
+
+
+def test_a_package_that_does_not_import_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_kernels").mkdir()
+    (tmp_path / "broken_kernels" / "__init__.py").touch()
+    (tmp_path / "broken_kernels" / "ops.py").write_text("raise RuntimeError('0 active\\ndrivers')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(fla, "_PACKAGE", "broken_kernels")
+    assert fla.why_unavailable() == "flash-linear-attention cannot be imported (RuntimeError: 0 active drivers)"

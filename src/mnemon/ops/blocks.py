@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SMALLEST_CHUNK = 16
 _BLOCK_NUMBERS = 2**17  # numbers of one input, such as v, in a block
+_BLOCK_NUMBERS_GPU = 2**24  # a GPU needs more to be busy
 _BLOCKS_KEPT = 4  # a longer sequence is computed again in the backward pass
 
 
@@ -51,7 +52,8 @@ def compute_rows(
         return torch.zeros_like(v), state
     chunk_size = max(min(chunk_size, -(-tokens // _SMALLEST_CHUNK) * _SMALLEST_CHUNK), 1)
     row_numbers = max(batch * heads * max(value_dim, tensors["q"].shape[-1]), 1)
-    block = max(_BLOCK_NUMBERS // row_numbers // chunk_size, 1) * chunk_size
+    numbers = _BLOCK_NUMBERS if v.device.type == "cpu" else _BLOCK_NUMBERS_GPU
+    block = max(numbers // row_numbers // chunk_size, 1) * chunk_size
     if mask is not None:
         tensors = tensors | {"mask": mask}
     if tokens > _BLOCKS_KEPT * block and torch.is_grad_enabled() and not rule.light_backward:

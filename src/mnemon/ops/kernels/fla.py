@@ -4,6 +4,7 @@ Our conventions become its own here: no scaling of the queries (its default is K
 gates float32, boundaries int64, and no empty packed sequences (its kernels do not expect them).
 """
 
+import functools
 import importlib
 import importlib.util
 from typing import Any
@@ -17,11 +18,27 @@ from mnemon.ops.state import combine
 _PACKAGE = "fla"
 
 
+_IMPORT_FAULTS = (ImportError, AttributeError, RuntimeError, ValueError)  # Triton fails in any of these ways
+
+
 def why_unavailable() -> str | None:
     """Say why flash-linear-attention cannot be used here, or return None."""
-    if importlib.util.find_spec(_PACKAGE) is None:
+    return _import_fault(_PACKAGE)
+
+
+@functools.cache
+def _import_fault(package: str) -> str | None:
+    if importlib.util.find_spec(package) is None:
         return 'flash-linear-attention is not installed (pip install "mnemon[cuda]")'
+    try:
+        importlib.import_module(f"{package}.ops")
+    except _IMPORT_FAULTS as error:
+        return f"flash-linear-attention cannot be imported ({_one_line(error)})"
     return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def call(
@@ -58,10 +75,10 @@ def call(
     if cu_seqlens is not None:
         lengths = cu_seqlens.diff()
         if not bool((lengths > 0).all()):
-            rows = torch.nonzero(lengths > 0).flatten()
+            rows = torch.nonzero(lengths > 0).flatten().to(q.device)
             cu_seqlens = torch.cat([cu_seqlens[:1], cu_seqlens[1:][lengths > 0]])
             state = combine(lambda tensor: tensor.index_select(0, rows), state)
-        cu_seqlens = cu_seqlens.long()
+        cu_seqlens = cu_seqlens.to(q.device, torch.long)
     output, final = kernel(
         q, k, v, scale=1.0, initial_state=state, output_final_state=True, cu_seqlens=cu_seqlens, **arguments
     )[:2]
@@ -73,6 +90,7 @@ def call(
 def _load(module: str, function: str) -> Any:
     try:
         return getattr(importlib.import_module(f"{_PACKAGE}.ops.{module}"), function)
-    except (ImportError, AttributeError, RuntimeError, ValueError) as error:  # Triton fails in any of these ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BackendUnavailable(f"{_PACKAGE}.ops.{module}.{function} cannot be loaded ({reason})") from error
+    except _IMPORT_FAULTS as error:
+        raise BackendUnavailable(
+            f"{_PACKAGE}.ops.{module}.{function} cannot be loaded ({_one_line(error)}); form='auto' picks another form"
+        ) from error
