@@ -94,7 +94,10 @@ def test_every_key_of_a_recipe_is_documented() -> None:
     assert not {key for key in keys(Recipe) if f"`{key}`" not in text}
 
 
-@pytest.mark.parametrize("command", ["eval", "generate", "train", "data babi", "data babilong", "bench lm2"])
+COMMANDS = ["eval", "generate", "rules", "train", "data babi", "data babilong", "bench lm2", "bench stream"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_a_command_is_documented(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from mnemon.cli.app import main
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mnemon import data, evaluation, models, training
+    from mnemon import data, evaluation, models, ops, training
     from mnemon.models.configuration_lm2 import LM2Config
     from mnemon.models.modeling_lm2 import LM2ForCausalLM
     from mnemon.models.state import MemoryState
@@ -23,6 +23,7 @@ __all__ = [
     "data",
     "evaluation",
     "models",
+    "ops",
     "register",
     "training",
 ]
@@ -33,7 +34,7 @@ _MODEL_NAMES = {
     "LM2ForCausalLM": "mnemon.models.modeling_lm2",
     "MemoryState": "mnemon.models.state",
 }
-_SUBPACKAGES = ("data", "evaluation", "models", "training")
+_SUBPACKAGES = ("data", "evaluation", "models", "ops", "training")
 
 
 def register() -> None:

@@ -20,6 +20,7 @@ from mnemon.cli.data import data_app
 from mnemon.cli.demo import demo
 from mnemon.cli.eval import evaluate
 from mnemon.cli.generate import generate
+from mnemon.cli.rules import rules
 from mnemon.cli.train import train
 from mnemon.errors import MnemonError, PeerError
 from mnemon.files import is_disk_full
@@ -40,6 +41,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.add_typer(bench_app, name="bench")
+app.command("rules")(rules)
 
 
 def _print_version(wanted: bool) -> None:

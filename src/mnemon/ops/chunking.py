@@ -1,0 +1,162 @@
+"""Algebra inside and between chunks, shared by chunkwise forms.
+
+Layout: `[B, H, N, C, ...]`, N chunks of C tokens; a chunk is a matrix, and the batch of matrices is in front of it.
+Only decays between 0 and 1 ever occur: every exponent is a difference that is at most 0.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def to_chunks(x: Tensor, chunk_size: int) -> Tensor:
+    """Cut [B, T, H, ...] into chunks [B, H, N, C, ...]; T is a multiple of `chunk_size`."""
+    batch, tokens, heads = x.shape[:3]
+    parts = x.reshape(batch, tokens // chunk_size, chunk_size, heads, *x.shape[3:])
+    return parts.movedim(3, 1).contiguous()
+
+
+def from_chunks(x: Tensor) -> Tensor:
+    """Join chunks [B, H, N, C, ...] to [B, T, H, ...]."""
+    return x.movedim(1, 3).flatten(1, 2)
+
+
+def earlier_or_same(size: int, device: torch.device) -> Tensor:
+    """Return a mask [C, C] that is True where the token of the column is not after that of the row."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
+
+
+def pairwise_decay(b: Tensor) -> Tensor:
+    """Return what a write at token j has decayed to at token i: exp(b_i - b_j) for j <= i, else 0.
+
+    The mask comes before the exponential: b_i - b_j is positive above the diagonal and may overflow.
+
+    Args:
+        b: cumulative log decay within the chunk, the token itself included, [..., C].
+
+    Returns:
+        Decay [..., C, C].
+    """
+    difference = b[..., :, None] - b[..., None, :]
+    return difference.masked_fill(~earlier_or_same(b.shape[-1], b.device), float("-inf")).exp()
+
+
+def decay_between(g: Tensor) -> Tensor:
+    """Return the decay from one state to a later one: exp(g_j + ... + g_{i-1}) for j <= i, else 0.
+
+    Every sum is taken on its own. Differences of one running sum would lose digits once the sum is large, and between
+    chunks it has no bound.
+
+    Args:
+        g: log decay from state n to state n + 1, [..., N].
+
+    Returns:
+        Decay from state j to state i, [..., N + 1, N + 1].
+    """
+    count = g.shape[-1] + 1
+    steps = torch.nn.functional.pad(g, (1, 0))[..., :, None].expand(*g.shape[:-1], count, count)
+    seen = earlier_or_same(count, g.device)
+    sums = steps.masked_fill(~seen.tril(-1), 0.0).cumsum(dim=-2)
+    return sums.masked_fill(~seen, float("-inf")).exp()
+
+
+def chunk_states(added: Tensor, total: Tensor | None, state: Tensor, *, backwards: bool = False) -> Tensor:
+    """Compute S_{n+1} = total_n * S_n + D_n over chunks; made for gradients written by hand, it has none itself.
+
+    Args:
+        added: D, [B, H, N, K, V].
+        total: decay of a chunk, [B, H, N, K, 1] or [B, H, N, 1, 1]; None is no decay.
+        state: S_0, [B, H, K, V].
+        backwards: run from the last chunk to the first, S_n = total_n * S_{n+1} + D_n, from S_N = `state`.
+
+    Returns:
+        S_0 to S_N, [B, H, N + 1, K, V].
+    """
+    count = added.shape[2]
+    states = added.new_empty(*added.shape[:2], count + 1, *added.shape[3:])
+    order = range(count - 1, -1, -1) if backwards else range(count)
+    states[:, :, count if backwards else 0] = state
+    for n in order:
+        source, target = (n + 1, n) if backwards else (n, n + 1)
+        if total is None:
+            torch.add(added[:, :, n], states[:, :, source], out=states[:, :, target])
+        else:
+            torch.addcmul(added[:, :, n], states[:, :, source], total[:, :, n], out=states[:, :, target])
+    return states
+
+
+class _AffineScan(torch.autograd.Function):
+    """S_{n+1} = P_n S_n + D_n with one matrix product per step in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, transition: Tensor, added: Tensor, start: Tensor) -> Tensor:
+        states = start.new_empty(added.shape[0] + 1, *start.shape)
+        states[0] = start
+        for n in range(added.shape[0]):
+            torch.baddbmm(added[n], transition[n], states[n], out=states[n + 1])
+        ctx.save_for_backward(transition, states)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        transition, states = ctx.saved_tensors
+        grad = grad_states.clone()
+        for n in range(transition.shape[0] - 1, -1, -1):
+            grad[n].baddbmm_(transition[n].mT, grad[n + 1])
+        return grad[1:] @ states[:-1].mT, grad[1:], grad[0]
+
+
+def affine_scan(transition: Tensor, added: Tensor, start: Tensor) -> Tensor:
+    """Compute S_{n+1} = P_n S_n + D_n for a batch of matrices.
+
+    Args:
+        transition: P, [N, Q, K, K].
+        added: D, [N, Q, K, V].
+        start: S_0, [Q, K, V].
+
+    Returns:
+        All states, S_0 to S_N, [N + 1, Q, K, V].
+    """
+    states: Tensor = _AffineScan.apply(transition, added, start)
+    return states
+
+
+def unit_lower_inverse(lower: Tensor) -> Tensor:
+    """Invert I + A for strictly lower triangular A [..., C, C]; entries on and above the diagonal are ignored."""
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    return torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
+
+
+class _UnitLowerSolve(torch.autograd.Function):
+    """X = (I + A)^-1 R; the inverse serves both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, lower: Tensor, right: Tensor) -> Tensor:
+        inverse = unit_lower_inverse(lower)
+        solution = inverse @ right
+        ctx.save_for_backward(inverse, solution)
+        return solution
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        inverse, solution = ctx.saved_tensors
+        grad_right = inverse.mT @ grad
+        return -(grad_right @ solution.mT).tril(-1), grad_right
+
+
+def solve_unit_lower(lower: Tensor, right: Tensor) -> Tensor:
+    """Solve (I + A) X = R.
+
+    Args:
+        lower: strictly lower triangular A, [..., C, C]; entries on and above the diagonal are ignored.
+        right: R, [..., C, D].
+
+    Returns:
+        X, [..., C, D].
+    """
+    solution: Tensor = _UnitLowerSolve.apply(lower, right)
+    return solution

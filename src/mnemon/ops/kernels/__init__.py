@@ -1,0 +1,1 @@
+"""Adapters to kernels of other packages, imported on first use."""
