@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnemon.layers.lean_gradients import gated_projection, normed_projections, written_content
+from mnemon.layers.lean_gradients import (
+    content_of,
+    gated_projection,
+    gated_update,
+    normed_projections,
+    written_content,
+)
 
 B, H, J, T, D_HEAD = 2, 3, 5, 7, 4
 
@@ -60,6 +66,24 @@ def test_normed_projections_are_projections_of_the_norm():
     inputs = [x, scale, one, other]
     for a, b in zip((*found, *gradients(found, inputs)), (*expected, *gradients(expected, inputs)), strict=True):
         assert torch.allclose(a, b, atol=1e-13)
+
+
+def test_content_is_the_quotient():
+    value, total = random(2, 3, 5, 4), random(2, 3, 5, seed=1).detach().exp().requires_grad_()
+    found, expected = content_of(value, total), value / total[..., None]
+    assert torch.equal(found, expected)
+    assert found.transpose(1, 2).is_contiguous()
+    inputs = [value, total]
+    for one, other in zip(gradients((found,), inputs), gradients((expected,), inputs), strict=True):
+        assert torch.allclose(one, other, atol=1e-13)
+
+
+def test_a_gated_update_is_the_sum_of_the_gated_parts():
+    inputs = [random(2, 5, 6, seed=seed) for seed in range(4)]
+    found, expected = gated_update(*inputs), inputs[0] * torch.tanh(inputs[1]) + inputs[2] * inputs[3]
+    assert torch.allclose(found, expected, atol=1e-14)
+    for one, other in zip(gradients((found,), inputs), gradients((expected,), inputs), strict=True):
+        assert torch.allclose(one, other, atol=1e-13)
 
 
 def test_all_steps_pass_gradcheck():

@@ -154,7 +154,7 @@ def test_the_memory_term_reaches_the_residual_stream_unchanged(name, joins_after
     ids, term = tokens(1, 5), torch.randn(1, 5, 32, dtype=torch.float64)
     with torch.no_grad():
         base(ids)
-        with attached(model.blocks, model.segmented.joins, [index], lambda order, h, x, branch: term):
+        with attached(model.blocks, model.segmented.joins, [index], lambda order, h, x, branch: branch + term):
             base(ids)
     handle.remove()
     assert torch.allclose(outputs[1] - outputs[0], term, atol=1e-12)

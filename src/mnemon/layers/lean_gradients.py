@@ -152,3 +152,51 @@ class _NormedProjections(torch.autograd.Function):
             d_one.flatten(0, -2).transpose(0, 1) @ flat,
             d_other.flatten(0, -2).transpose(0, 1) @ flat,
         )
+
+
+def content_of(value: Tensor, total: Tensor) -> Tensor:
+    """Return value / total, keeping the quotient (which others keep anyway) and not the dividend.
+
+    Args:
+        value: [B, H, J, d].
+        total: positive, [B, H, J].
+    """
+    quotient: Tensor = _Quotient.apply(value, total)
+    return quotient
+
+
+class _Quotient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, total: Tensor) -> Tensor:
+        # Laid out as [B, J, H, d], so that joining the heads is a view and one tensor serves all who keep it.
+        quotient = (value / total[..., None]).transpose(1, 2).contiguous().transpose(1, 2)
+        ctx.save_for_backward(quotient, total)
+        return quotient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_quotient: Tensor) -> tuple[Tensor, Tensor]:
+        quotient, total = ctx.saved_tensors
+        d_value = d_quotient / total[..., None]
+        return d_value, -(d_value * quotient).sum(dim=-1)
+
+
+def gated_update(input_gate: Tensor, content: Tensor, forget_gate: Tensor, bank: Tensor) -> Tensor:
+    """Return input_gate * tanh(content) + forget_gate * bank without keeping the tanh; all [B, J, W]."""
+    updated: Tensor = _GatedUpdate.apply(input_gate, content, forget_gate, bank)
+    return updated
+
+
+class _GatedUpdate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input_gate: Tensor, content: Tensor, forget_gate: Tensor, bank: Tensor) -> Tensor:
+        ctx.save_for_backward(input_gate, content, forget_gate, bank)
+        return torch.addcmul(forget_gate * bank, input_gate, torch.tanh(content))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_updated: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        input_gate, content, forget_gate, bank = ctx.saved_tensors
+        squashed = torch.tanh(content)
+        d_content = d_updated * input_gate * (1 - squashed.square())
+        return d_updated * squashed, d_content, d_updated * bank, d_updated * forget_gate

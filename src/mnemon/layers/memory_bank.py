@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnemon.layers.lean_gradients import gated_projection, normed_projections, written_content
+from mnemon.layers.lean_gradients import content_of, gated_projection, gated_update, normed_projections, written_content
 
 # Peak of the scores before the first token. Finite, so that it needs no special case.
 _NEVER = -1e30
@@ -44,9 +44,9 @@ class SegmentRead(NamedTuple):
     """What a block needs of the segment-start bank, [B, H, J, d] each.
 
     Attributes:
-        keys: read keys divided by sqrt(d): scaling J slots once is cheaper than scaling T x J scores.
+        keys: read keys.
         values: read values.
-        write_queries: queries of the slots divided by sqrt(d).
+        write_queries: queries of the slots divided by sqrt(d): scaling J slots is cheaper than scaling J x T scores.
     """
 
     keys: Tensor
@@ -137,6 +137,9 @@ class MemoryBank(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = slot_dim // num_heads
+        self.scale = 1 / math.sqrt(self.head_dim)
+        # Recomputing instead of keeping costs a little time; it pays where the kept tensors are as wide as the model.
+        self.recomputes = 2 * slot_dim > hidden_size
         self.gate_stretch = gate_stretch
         unstretched = (retention + gate_stretch) / (1 + 2 * gate_stretch)
         self.forget_bias = math.log(unstretched / (1 - unstretched))
@@ -185,11 +188,10 @@ class MemoryBank(nn.Module):
     def open_segment(self, normalised: Tensor) -> SegmentRead:
         """Project the segment-start bank, RMS-normalised, [B, J, W], once for all tokens of the segment."""
         normalised = normalised.to(self.read_key.weight.dtype)
-        scale = 1 / math.sqrt(self.head_dim)
         return SegmentRead(
-            self._heads(self.read_key(normalised) * scale),
+            self._heads(self.read_key(normalised)),
             self._heads(self.read_value(normalised)),
-            self._heads((self.write_query(normalised) + self.slot_key) * scale),
+            self._heads((self.write_query(normalised) + self.slot_key) * self.scale),
         )
 
     def read(self, x: Tensor, segment: SegmentRead, wants_weights: bool = False) -> ReadResult:
@@ -213,12 +215,15 @@ class MemoryBank(nn.Module):
             retrieved = self._merge(weights @ segment.values)
         else:  # the library's fused attention keeps no weights for the backward pass
             keys, values = (part.expand(len(x), -1, -1, -1) for part in (segment.keys, segment.values))
-            retrieved = self._merge(F.scaled_dot_product_attention(queries, keys, values, scale=1.0))
+            retrieved = self._merge(F.scaled_dot_product_attention(queries, keys, values, scale=self.scale))
         gate = torch.sigmoid(self.output_gate(retrieved))
-        return ReadResult(gated_projection(gate, retrieved, self.output.weight), weights, gate)
+        term = (
+            gated_projection(gate, retrieved, self.output.weight) if self.recomputes else self.output(gate * retrieved)
+        )
+        return ReadResult(term, weights, gate)
 
     def _read_weights(self, queries: Tensor, segment: SegmentRead) -> Tensor:
-        scores = queries @ segment.keys.transpose(-1, -2)
+        scores = queries @ segment.keys.transpose(-1, -2) * self.scale
         if self.read_top_k is not None and self.read_top_k < scores.shape[-1]:
             threshold = scores.topk(self.read_top_k, dim=-1).values[..., -1:]
             scores = scores.masked_fill(scores < threshold, float("-inf"))
@@ -236,7 +241,13 @@ class MemoryBank(nn.Module):
         )
 
     def gather(
-        self, residual: Tensor, positions: Tensor, valid: Tensor | None, segment: SegmentRead, past: WriteStatistics
+        self,
+        residual: Tensor,
+        positions: Tensor,
+        valid: Tensor | None,
+        segment: SegmentRead,
+        past: WriteStatistics,
+        is_fresh: bool = False,
     ) -> WriteStatistics:
         """Add tokens to the write statistics of the running segment.
 
@@ -246,24 +257,24 @@ class MemoryBank(nn.Module):
             valid: True where a token is real, [B, T]; None = all. Other tokens leave the statistics unchanged.
             segment: projections of the segment-start bank (whose slots are the queries).
             past: statistics of the segment's earlier tokens.
+            is_fresh: whether it is known that there are none.
         Returns:
             The new statistics, in the state's dtype.
         """
-        projected = normed_projections(
-            residual, self.write_norm, self.norm_eps, self.write_key.weight, self.write_value.weight
-        )
+        if self.recomputes:
+            weights = (self.write_key.weight, self.write_value.weight)
+            projected = normed_projections(residual, self.write_norm, self.norm_eps, *weights)
+        else:
+            y = F.rms_norm(residual, residual.shape[-1:], self.write_norm, self.norm_eps)
+            projected = (self.write_key(y), self.write_value(y))
         keys, values = map(self._heads, projected)
         # ALiBi form: a later fact about the same thing counts more. The constant -slope * (segment end) is left out,
         # because a softmax does not see it and the end is not known while decoding.
         peak, total, value = written_content(
-            segment.write_queries,
-            keys,
-            values,
-            self.recency_slope,
-            positions,
-            valid,
-            past.peak,
+            segment.write_queries, keys, values, self.recency_slope, positions, valid, past.peak
         )
+        if is_fresh:
+            return WriteStatistics(peak, total, value)
         rescale = torch.exp(past.peak - peak)
         return WriteStatistics(peak, past.total * rescale + total, past.value * rescale[..., None] + value)
 
@@ -281,14 +292,14 @@ class MemoryBank(nn.Module):
         Source:
             arXiv:2502.06049, equations 4-6, gates computed per slot from the slot's own new content.
         """
-        written = statistics.value / statistics.total.clamp_min(torch.finfo(bank.dtype).tiny)[..., None]
-        written = self._merge(written)
+        total = statistics.total.clamp_min(torch.finfo(bank.dtype).tiny)
+        written = self._merge(content_of(statistics.value, total))
         input_gate = self._gate(_linear_in(bank.dtype, self.input_gate, written))
         forget_gate = self._gate(
             _linear_in(bank.dtype, self.forget_gate, written)
             + _linear_in(bank.dtype, self.forget_gate_bank, rms_normalise(bank))
         )
-        return input_gate * torch.tanh(written) + forget_gate * bank, GateValues(input_gate, forget_gate)
+        return gated_update(input_gate, written, forget_gate, bank), GateValues(input_gate, forget_gate)
 
     def _gate(self, x: Tensor) -> Tensor:
         """Squash to [0, 1]; with a stretch, both ends are reached.

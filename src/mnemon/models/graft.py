@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from mnemon.errors import ConfigError
 
-# Called for one block: (index among blocks with memory, block input h, normalised input x, attention branch a) -> term.
+# Called for one block: (index among blocks with memory, block input h, normalised input x, attention branch a), returns
+# the branch with the memory term added.
 MemoryTerm = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 _STREAMABLE_LAYER_TYPES = ("full_attention", "sliding_attention", "conv")
@@ -273,7 +274,7 @@ class _Watch:
 def attached(
     blocks: Sequence[Block], joins: Sequence[Join | None], indices: Sequence[int], term: MemoryTerm
 ) -> Iterator[None]:
-    """For the duration of the context, add `term` to the attention branch of the blocks `indices`.
+    """For the duration of the context, let `term` replace the attention branch of the blocks `indices` by its result.
 
     Hooks live only inside the context: a copied or pickled model carries none, and no call can meet another's.
     """
@@ -302,7 +303,7 @@ def _attach(block: Block, join: Join, order: int, term: MemoryTerm) -> list[Any]
 
     def add_term(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         branch = _first(output)
-        joined = branch + term(order, seen.pop("h"), seen.pop("x"), branch)
+        joined = term(order, seen.pop("h"), seen.pop("x"), branch)
         return type(output)([joined, *output[1:]]) if isinstance(output, (tuple, list)) else joined
 
     return [

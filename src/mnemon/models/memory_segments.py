@@ -96,6 +96,7 @@ class MemorySegments:
         device = state.bank.device
         positions = call_tensor(call.positions % self.decoder.segment_length, call, device)
         valid = None
+        is_fresh = bool((call.starts % self.decoder.segment_length == 0).all())
         if not call.is_dense:
             valid = torch.from_numpy(np.arange(call.width)[None, :] < call.lengths[:, None]).to(device)
 
@@ -107,10 +108,11 @@ class MemorySegments:
                 self.diagnostics.add_read(
                     self.indices[order], read.weights, read.output_gate, share, read.term, branch, valid
                 )
+            joined = branch + read.term
             if statistics is not None:
-                residual = h + branch + read.term
-                statistics[order] = bank.gather(residual, positions, valid, segments[order], statistics[order])
-            return read.term
+                past = statistics[order]
+                statistics[order] = bank.gather(h + joined, positions, valid, segments[order], past, is_fresh)
+            return joined
 
         return attached(self.decoder.blocks, self.decoder.joins, self.indices, term)
 
