@@ -149,3 +149,19 @@ def test_truncation_cuts_the_gradient_at_the_segment_it_names(checkpointed, dept
 def test_a_memory_state_cannot_be_reentrant():
     with pytest.raises(ValueError, match="use_reentrant=True"):
         lm2(llama_config()).gradient_checkpointing_enable({"use_reentrant": True})
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, while it traces
+@pytest.mark.parametrize("base", BASES)
+def test_compiling_the_feed_forward_changes_no_gradient(base):
+    ids, gradients = tokens(2, LONG), []
+    for compiled in (False, True):
+        model = lm2(BASES[base], attention_span=9).train()
+        if compiled:
+            model.compile_for_training(backend="eager")  # the tracing is what may go wrong, not the code generator
+            assert any(module._compiled_call_impl is not None for module in model.base.modules())
+        model(ids, labels=ids).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        assert torch.allclose(gradients[1][name], expected, atol=1e-10), name

@@ -234,11 +234,9 @@ class MemoryBank(nn.Module):
         num_slots = self.slot_key.shape[0]
         shape = (batch_size, self.num_heads, num_slots)
         dtype = state_dtype(like.dtype)
-        return WriteStatistics(
-            like.new_full(shape, _NEVER, dtype=dtype),
-            like.new_zeros(shape, dtype=dtype),
-            like.new_zeros((*shape, self.head_dim), dtype=dtype),
-        )
+        # One number each, seen as many: nothing is written in place, and most segments are gathered in one go.
+        never, zero = like.new_full((), _NEVER, dtype=dtype), like.new_zeros((), dtype=dtype)
+        return WriteStatistics(never.expand(shape), zero.expand(shape), zero.expand(*shape, self.head_dim))
 
     def gather(
         self,

@@ -232,6 +232,17 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         """Whether segments are recomputed in the backward pass."""
         return self.gradient_checkpointing
 
+    def compile_for_training(self, **options: Any) -> None:
+        """Compile the feed-forward of every block with `torch.compile`; what is around it changes from call to call.
+
+        Args:
+            **options: of `torch.compile`.
+        """
+        for block in self.blocks:
+            for name, child in block.module.named_children():
+                if child is not block.attention and "norm" not in name and any(True for _ in child.parameters()):
+                    child.compile(**options)
+
     def initial_state(self, batch_size: int) -> MemoryState:
         """Return the state before the first token."""
         config = self.config
