@@ -53,6 +53,8 @@ class LM2Options(Section):
     retention: Annotated[float, Field(gt=0, lt=1)] = 0.9
     gate_stretch: Annotated[float, Field(ge=0, lt=1)] = 0.0
     bptt_segments: Positive | None = None
+    blocks_path: str | None = None
+    attention_name: str | None = None
 
 
 class ModelSection(Section):
