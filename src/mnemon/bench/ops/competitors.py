@@ -21,8 +21,8 @@ from mnemon.ops import choose_form
 from mnemon.ops.kernels import fla
 from mnemon.ops.rule import UpdateRule
 
-LIMIT = 8192
-"""Tokens up to which the recurrent form and published PyTorch code run: beyond, they keep gigabytes for a gradient."""
+RECURRENT_LIMIT, PEER_LIMIT = 4096, 8192
+"""Tokens up to which the recurrent form and published PyTorch code run: they would keep gigabytes for a gradient."""
 
 CHUNKWISE, KERNEL = "chunkwise", "fla kernel"
 
@@ -96,7 +96,7 @@ def competitors(rule: UpdateRule, settings: OpsSettings) -> list[Competitor]:
     """
     longest = draw(rule, settings, settings.batch_size, settings.lengths[-1])
     own = partial(_cut, rule, longest)
-    found = [Competitor("recurrent", rule.recurrent, own, limit=LIMIT)]
+    found = [Competitor("recurrent", rule.recurrent, own, limit=RECURRENT_LIMIT)]
     if rule.chunkwise_form is not None:
         found.append(Competitor(CHUNKWISE, rule.chunkwise, own))
     if rule.fla_form is not None and settings.device.startswith("cuda"):
@@ -106,7 +106,7 @@ def competitors(rule: UpdateRule, settings: OpsSettings) -> list[Competitor]:
     if peer is not None and compute is not None:
         # growth: in the backward pass every chunk's gradient is added into a tensor of the whole sequence.
         found.append(
-            Competitor("transformers", compute, lambda length: peer.arguments(own(length)), growth=2, limit=LIMIT)
+            Competitor("transformers", compute, lambda length: peer.arguments(own(length)), growth=2, limit=PEER_LIMIT)
         )
     return found
 

@@ -81,6 +81,6 @@ def _log_axes(axes: Axes, lengths: tuple[int, ...]) -> None:
     axes.set_yscale("log")
     axes.set_xticks(lengths, [short_count(length) for length in lengths])
     axes.minorticks_off()
-    axes.yaxis.set_major_locator(LogLocator(base=10))
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 3)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(color="#dddddd")
