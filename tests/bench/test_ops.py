@@ -261,6 +261,7 @@ def test_on_a_gpu_the_fla_form_is_compared_and_timed_beside_its_kernel(settings)
     form = Run(next(entrant for entrant in entrants if entrant.name == "fla"), 12, backward=True)
     form.prepare()
     got, expected = kernel(), form()
+    assert set(got) == set(expected)
     for key, value in expected.items():
         torch.testing.assert_close(got[key], value)
 

@@ -25,6 +25,7 @@ RECURRENT_LIMIT, PEER_LIMIT = 4096, 8192
 """Tokens up to which the recurrent form and published PyTorch code run: they would keep gigabytes for a gradient."""
 
 CHUNKWISE, KERNEL = "chunkwise", "fla kernel"
+_CONSTANTS = ("initial_state", "A")  # inputs that others have and our forms do not: nobody computes their gradients
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Run:
         """Make fresh inputs and, for a backward pass, the gradient of the output."""
         self.inputs = self.competitor.arguments(self.length)
         if self.backward:
-            self.inputs = {name: _leaf(value) for name, value in self.inputs.items()}
+            self.inputs = {name: value if name in _CONSTANTS else _leaf(value) for name, value in self.inputs.items()}
             value = next(self.inputs[name] for name in ("v", "value", "hidden_states") if name in self.inputs)
             generator = torch.Generator().manual_seed(1)
             self.cotangent = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
