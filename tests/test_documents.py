@@ -94,7 +94,17 @@ def test_every_key_of_a_recipe_is_documented() -> None:
     assert not {key for key in keys(Recipe) if f"`{key}`" not in text}
 
 
-COMMANDS = ["eval", "generate", "rules", "train", "data babi", "data babilong", "bench lm2", "bench stream"]
+COMMANDS = [
+    "eval",
+    "generate",
+    "rules",
+    "train",
+    "data babi",
+    "data babilong",
+    "bench lm2",
+    "bench ops",
+    "bench stream",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -15,10 +15,10 @@ from mnemon.bench.run import BenchRun
 from mnemon.bench.timing import quartiles
 from mnemon.bench.train_step import TrainRow
 
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito
-_MARKERS = ("o", "s", "^", "D", "v")
-_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), "--")
-_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "font.sans-serif": ["DejaVu Sans"]}
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito
+MARKERS = ("o", "s", "^", "D", "v")
+LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), "--")
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "font.sans-serif": ["DejaVu Sans"]}
 _MIB = 2**20
 
 
@@ -34,7 +34,7 @@ class Chart:
 def all_charts(run: BenchRun) -> list[Chart]:
     """Draw every figure the results allow."""
     charts = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         if run.train:
             charts.append(_train_chart(run.train))
         if any(not row.skipped for row in run.inference):
@@ -51,10 +51,10 @@ def _train_chart(rows: Sequence[TrainRow]) -> Chart:
     ratios = [row.ratios for row in rows]
     spread = [[middle - low for low, middle, _ in ratios], [high - middle for _, middle, high in ratios]]
     middles = [middle for _, middle, _ in ratios]
-    time_axes.barh(places, middles, 0.6, xerr=spread, color=_COLOURS[1], label="measured, with quartiles")
+    time_axes.barh(places, middles, 0.6, xerr=spread, color=COLOURS[1], label="measured, with quartiles")
     arithmetic = [row.arithmetic for row in rows]
-    time_axes.plot(arithmetic, places, "D", color=_COLOURS[2], markeredgecolor="white", label="multiply-adds")
-    memory_axes.barh(places, [row.memory_ratio for row in rows], 0.6, color=_COLOURS[3], hatch="//", edgecolor="white")
+    time_axes.plot(arithmetic, places, "D", color=COLOURS[2], markeredgecolor="white", label="multiply-adds")
+    memory_axes.barh(places, [row.memory_ratio for row in rows], 0.6, color=COLOURS[3], hatch="//", edgecolor="white")
     for axes, title in ((time_axes, "time, LM2 / plain"), (memory_axes, "added peak memory, LM2 / plain")):
         axes.axvline(1, color="#666666", linewidth=1)
         axes.set_xlabel(title)
@@ -63,7 +63,7 @@ def _train_chart(rows: Sequence[TrainRow]) -> Chart:
     time_axes.set_yticks(places, names)
     time_axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=2, frameon=False, title="Training step")
-    return Chart("train.png", "Training step: time and memory of LM2 over the plain model", _png(figure))
+    return Chart("train.png", "Training step: time and memory of LM2 over the plain model", png(figure))
 
 
 def _inference_chart(rows: Sequence[InferenceRow]) -> Chart:
@@ -82,15 +82,15 @@ def _inference_chart(rows: Sequence[InferenceRow]) -> Chart:
             axes.plot(
                 [context for context, _ in found],
                 [number for _, number in found],
-                color=_COLOURS[index % len(_COLOURS)],
-                marker=_MARKERS[index % len(_MARKERS)],
-                linestyle=_LINES[index % len(_LINES)],
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
+                linestyle=LINES[index % len(LINES)],
                 label=name,
             )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         contexts = sorted({row.context for row in rows})
-        axes.set_xticks(contexts, [_short(context) for context in contexts])
+        axes.set_xticks(contexts, [short_count(context) for context in contexts])
         axes.minorticks_off()
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.5g}"))
@@ -99,18 +99,20 @@ def _inference_chart(rows: Sequence[InferenceRow]) -> Chart:
         axes.grid(color="#dddddd")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, handlelength=4)
-    return Chart("inference.png", "Prefill, decoding and peak memory over the context length", _png(figure))
+    return Chart("inference.png", "Prefill, decoding and peak memory over the context length", png(figure))
 
 
 def _median(seconds: Sequence[float], amount: float) -> float | None:
     return amount / quartiles(seconds)[1] if seconds else None
 
 
-def _short(tokens: int) -> str:
+def short_count(tokens: int) -> str:
+    """Write a number of tokens as an axis shows it: 4096 is 4K."""
     return f"{tokens // 1024}K" if tokens % 1024 == 0 else str(tokens)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Draw a figure and return the bytes of its PNG, the same ones every time."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})

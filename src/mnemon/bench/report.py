@@ -54,8 +54,8 @@ def train_table(rows: Sequence[TrainRow]) -> str:
                 row.memory.slot_dim,
                 row.memory.segment_length,
                 row.batch_size,
-                _spread(row.plain_seconds),
-                _spread(row.lm2_seconds),
+                spread(row.plain_seconds),
+                spread(row.lm2_seconds),
                 f"{ratio:.2f} [{low:.2f}–{high:.2f}]",
                 f"{row.ratio_of_minima:.2f}",
                 f"{row.arithmetic:.2f}",
@@ -69,7 +69,7 @@ def train_table(rows: Sequence[TrainRow]) -> str:
         "same round. Arithmetic: ratio of the multiply-adds. Memory: peak of one step over the built model, each in a "
         "process of its own.\n"
     )
-    return f"{_grid(header, body)}\n{note}"
+    return f"{grid(header, body)}\n{note}"
 
 
 def inference_table(rows: Sequence[InferenceRow]) -> str:
@@ -91,13 +91,13 @@ def inference_table(rows: Sequence[InferenceRow]) -> str:
                 row.model,
                 _seconds(row.prefill_seconds),
                 speed,
-                _spread(row.decode_seconds),
-                _spread(row.generate_seconds),
+                spread(row.decode_seconds),
+                spread(row.generate_seconds),
                 f"{row.state_bytes / _MIB:.1f}",
                 f"{row.peak_bytes / _MIB:.0f}",
             )
         )
-    return f"{_grid(header, body)}\n{''.join(notes)}"
+    return f"{grid(header, body)}\n{''.join(notes)}"
 
 
 def _readers(run: BenchRun) -> str:
@@ -113,7 +113,8 @@ def _readers(run: BenchRun) -> str:
     )
 
 
-def _spread(seconds: Sequence[float]) -> str:
+def spread(seconds: Sequence[float]) -> str:
+    """Write times in milliseconds: median (minimum; quartiles)."""
     if not seconds:
         return "–"
     low, median, high = (1000 * value for value in quartiles(seconds))
@@ -124,6 +125,7 @@ def _seconds(seconds: Sequence[float]) -> str:
     return f"{quartiles(seconds)[1]:.3g} (min {min(seconds):.3g}, n {len(seconds)})" if seconds else "–"
 
 
-def _grid(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
-    marks = ["---", *["---:"] * (len(header) - 1)]
+def grid(header: Sequence[str], body: Sequence[Sequence[object]], text_columns: int = 1) -> str:
+    """Write a Markdown table; the first columns are text, the others are numbers."""
+    marks = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (header, marks, *body))

@@ -9,7 +9,11 @@ import torch
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], object]], repeats: int, device: str, warm_ups: int = 1
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str,
+    warm_ups: int = 1,
+    before: Callable[[str], object] | None = None,
 ) -> dict[str, list[float]]:
     """Time several functions in turn, A B A B ...
 
@@ -18,6 +22,7 @@ def interleave(
         repeats: rounds that count.
         device: where they compute; CUDA is waited for before and after every run.
         warm_ups: rounds before that do not count.
+        before: told the name of what runs next, before the clock starts (to make its inputs).
 
     Returns:
         Seconds of every round, by name; entry i of all names belongs to the same round.
@@ -25,6 +30,8 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(-warm_ups, repeats):
         for name, run in runs.items():
+            if before is not None:
+                before(name)
             gc.collect()
             synchronise(device)
             start = time.perf_counter()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mnemon.cli.bench_ops import ops
+from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, words
 from mnemon.cli.display import command_line, silence_libraries, token_bar
 from mnemon.cli.options import JsonOption, OverwriteOption
 from mnemon.errors import ConfigError
@@ -17,16 +19,16 @@ if TYPE_CHECKING:
     from mnemon.bench.settings import Settings
 
 bench_app = typer.Typer(help="Measure speed and memory against what one would otherwise use.", no_args_is_help=True)
+bench_app.command("ops")(ops)
 
 _PARTS = ("train", "prefill", "decode")
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @bench_app.command("lm2")
 def lm2(
     what: Annotated[str, typer.Option(help="What to measure, separated by commas.")] = "train,prefill,decode",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "float32",
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that count; the models take turns.")] = 7,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens T of a training sequence.")] = 1024,
@@ -59,24 +61,23 @@ def lm2(
     Training step, prefill and decoding, both models in one process, beside what the multiply-adds predict. The folder
     gets results.json, table.md and figures.
     """
-    parts = _choices("--what", what, _PARTS)
-    if dtype not in _DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}; expected one of {', '.join(_DTYPES)}")
-    sizes = _numbers("--contexts", contexts) + ([2**20] if long else [])
-    chosen_segments = _numbers("--segments", segments) if segments is not None else [256, 64, tokens]
+    parts = choices("--what", what, _PARTS)
+    check_dtype(dtype)
+    sizes = numbers("--contexts", contexts) + ([2**20] if long else [])
+    chosen_segments = numbers("--segments", segments) if segments is not None else [256, 64, tokens]
     settings = _settings(
         quick=quick,
         parts=parts,
-        memories=_words("--memory", memory),
+        memories=words("--memory", memory),
         segments=chosen_segments,
         span=span,
         tokens=tokens,
-        batch_sizes=tuple(_numbers("--batch-sizes", batch_sizes)),
+        batch_sizes=tuple(numbers("--batch-sizes", batch_sizes)),
         contexts=tuple(sorted(set(sizes))),
         new_tokens=new_tokens,
         repeats=repeats,
         time_limit=time_limit,
-        device=_check_device(device),
+        device=check_device(device),
         dtype=dtype,
         threads=threads,
         optimiser=optimizer,
@@ -111,8 +112,8 @@ def stream(
 
     Shows whether memory and speed stay flat. The folder gets results.json, table.md and stream.png.
     """
-    length = _numbers("--tokens", tokens)[0]
-    target = _check_device(device)
+    length = numbers("--tokens", tokens)[0]
+    target = check_device(device)
     from mnemon.bench.run import circumstances
     from mnemon.bench.stream import StreamRun, long_text, write
     from mnemon.bench.stream import stream as measure
@@ -212,39 +213,3 @@ def _memory_sizes(name: str, hidden_size: int, quick: bool) -> tuple[int, int]:
     if not (times and slots.isdecimal() and width.isdecimal() and int(slots) and int(width) and int(width) % 4 == 0):
         raise ConfigError(f"--memory takes compact, full or SLOTSxWIDTH (width a multiple of 4), got {name!r}")
     return int(slots), int(width)
-
-
-def _check_device(name: str) -> str:
-    import torch
-
-    if name != "cpu" and not name.startswith("cuda"):
-        raise ConfigError(f"unknown device {name!r}; expected cpu, cuda or cuda:N")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: this machine has no CUDA device; use cpu")
-    return name
-
-
-def _words(option: str, text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise ConfigError(f"{option} is empty; name at least one")
-    return words
-
-
-def _choices(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    words = _words(option, text)
-    for word in words:
-        if word not in known:
-            raise ConfigError(f"{option}: unknown {word!r}; expected some of {', '.join(known)}")
-    return tuple(words)
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    numbers = []
-    for word in _words(option, text):
-        factor = {"k": 2**10, "m": 2**20}.get(word[-1].lower(), 1)
-        digits = word if factor == 1 else word[:-1]
-        if not digits.isdecimal() or int(digits) < 1:
-            raise ConfigError(f"{option} takes numbers of at least 1 such as 256 or 4k, got {word!r}")
-        numbers.append(int(digits) * factor)
-    return numbers
