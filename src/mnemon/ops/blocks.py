@@ -102,29 +102,37 @@ def _split(x: Tensor, block: int) -> tuple[Tensor, ...]:
     """
     if x.shape[1] <= block or not (x.requires_grad and torch.is_grad_enabled()):
         return x.split(block, dim=1)
-    gradient = _Gradient(x)
+    gradient = _Gradient(x, block)
     return tuple(
-        _Part.apply(ticket, x.detach(), gradient, slice(n * block, (n + 1) * block))
-        for n, ticket in enumerate(_Whole.apply(x, gradient, -(-x.shape[1] // block)))
+        _Part.apply(ticket, x.detach(), gradient, span)
+        for ticket, span in zip(_Whole.apply(x, gradient), gradient.spans, strict=True)
     )
 
 
 class _Gradient:
     """The gradient of one tensor, filled by its blocks and taken when all have been."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, block: int) -> None:
+        self.spans = [slice(start, start + block) for start in range(0, x.shape[1], block)]
         self._shape, self._like = x.shape, x.new_empty(0)
         self._values: Tensor | None = None
+        self._written: list[slice] = []
 
     def write(self, span: slice, values: Tensor) -> None:
         """Write the gradient of one block."""
         if self._values is None:
-            self._values = self._like.new_zeros(self._shape)
+            self._values = self._like.new_empty(self._shape)
         self._values[:, span] = values
+        self._written.append(span)
 
     def take(self) -> Tensor | None:
         """Return the gradient, and start anew."""
-        values, self._values = self._values, None
+        values, written = self._values, self._written
+        self._values, self._written = None, []
+        if values is not None:
+            for span in self.spans:
+                if span not in written:
+                    values[:, span] = 0.0
         return values
 
 
@@ -132,14 +140,14 @@ class _Whole(torch.autograd.Function):
     """Hand out an empty ticket per block; backward runs once the gradients of all tickets are there."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gradient: _Gradient, count: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, gradient: _Gradient) -> tuple[Tensor, ...]:
         ctx.gradient = gradient
-        return tuple(x.new_empty(0) for _ in range(count))
+        return tuple(x.new_empty(0) for _ in gradient.spans)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, None, None]:
-        return ctx.gradient.take(), None, None
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, None]:
+        return ctx.gradient.take(), None
 
 
 class _Part(torch.autograd.Function):
