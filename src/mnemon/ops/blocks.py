@@ -58,11 +58,16 @@ def compute_rows(
         tensors = tensors | {"mask": mask}
     if tokens > _BLOCKS_KEPT * block and torch.is_grad_enabled() and not rule.light_backward:
         return _compute_again(rule, tensors, state, options, chunk_size, block)
-    outputs = []
-    for parts in zip(*(_split(tensor, block) for tensor in tensors.values()), strict=True):
+    if tokens <= block:
+        output, state = _block(rule, tensors, state, options, chunk_size)
+        return output.contiguous(), state
+    whole = _Output(v)
+    tickets = []
+    blocks = zip(*(_split(tensor, block) for tensor in tensors.values()), strict=True)
+    for span, parts in zip(_spans(tokens, block), blocks, strict=True):
         output, state = _block(rule, dict(zip(tensors, parts, strict=True)), state, options, chunk_size)
-        outputs.append(output)
-    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state
+        tickets.append(_Written.apply(output, whole, span))
+    return _Joined.apply(whole, *tickets), state
 
 
 def _block(
@@ -94,13 +99,18 @@ def _block(
     return output[:, :tokens].to(output_dtype), state
 
 
+def _spans(tokens: int, block: int) -> list[slice]:
+    """Return the tokens of every block."""
+    return [slice(start, min(start + block, tokens)) for start in range(0, tokens, block)]
+
+
 def _split(x: Tensor, block: int) -> tuple[Tensor, ...]:
     """Cut x [B, T, ...] into blocks whose gradients are written into one tensor as they come.
 
     The gradient of a slice fills a tensor of the size of x for every block, and that of `Tensor.split` holds all blocks
     until it can join them.
     """
-    if x.shape[1] <= block or not (x.requires_grad and torch.is_grad_enabled()):
+    if not (x.requires_grad and torch.is_grad_enabled()):
         return x.split(block, dim=1)
     gradient = _Gradient(x, block)
     return tuple(
@@ -113,7 +123,7 @@ class _Gradient:
     """The gradient of one tensor, filled by its blocks and taken when all have been."""
 
     def __init__(self, x: Tensor, block: int) -> None:
-        self.spans = [slice(start, start + block) for start in range(0, x.shape[1], block)]
+        self.spans = _spans(x.shape[1], block)
         self._shape, self._like = x.shape, x.new_empty(0)
         self._values: Tensor | None = None
         self._written: list[slice] = []
@@ -165,6 +175,46 @@ class _Part(torch.autograd.Function):
         return grad.new_empty(0), None, None, None
 
 
+class _Output:
+    """An output filled block by block, and its gradient."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.values = torch.empty_like(like, requires_grad=False, memory_format=torch.contiguous_format)
+        self.gradient: Tensor | None = None
+
+
+class _Written(torch.autograd.Function):
+    """Write a block of an output and return an empty ticket for it."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, whole: _Output, span: slice) -> Tensor:
+        ctx.whole, ctx.span = whole, span
+        whole.values[:, span] = part
+        return part.new_empty(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.whole.gradient[:, ctx.span], None, None
+
+
+class _Joined(torch.autograd.Function):
+    """Return the output in exchange for the tickets of all its blocks."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: _Output, *tickets: Tensor) -> Tensor:
+        ctx.whole = whole
+        values = whole.values
+        del whole.values
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.whole.gradient = grad
+        return None, *(grad.new_empty(0) for _ in ctx.needs_input_grad[1:])
+
+
 def _extend(tensor: Tensor, missing: int, value: float) -> Tensor:
     """Append tokens of one value to [B, T, ...]."""
     return torch.cat([tensor, tensor.new_full((tensor.shape[0], missing, *tensor.shape[2:]), value)], dim=1)
@@ -200,16 +250,18 @@ class _Blocks(torch.autograd.Function):
         ctx: Any, run: Callable[..., list[Tensor]], block: int, counts: tuple[int, int, int], *arguments: Tensor
     ) -> tuple[Tensor, ...]:
         tensors, state, parameters = _sections(arguments, counts)
-        outputs, starts = [], []
-        for parts in zip(*(tensor.split(block, dim=1) for tensor in tensors), strict=True):
+        whole, starts = None, []
+        for span in _spans(tensors[0].shape[1], block):
             starts += state
-            output, *state = run(list(parts), state, parameters)
-            outputs.append(output)
+            output, *state = run([x[:, span] for x in tensors], state, parameters)
+            if whole is None:
+                whole = output.new_empty(output.shape[0], tensors[0].shape[1], *output.shape[2:])
+            whole[:, span] = output
         ctx.run, ctx.block, ctx.counts = run, block, counts
         ctx.save_for_backward(*arguments, *starts)
         state = [leaf.clone() for leaf in state]  # never one of the inputs
         ctx.mark_non_differentiable(*(leaf for leaf in state if not leaf.is_floating_point()))
-        return torch.cat(outputs, dim=1), *state
+        return whole, *state
 
     @staticmethod
     @once_differentiable

@@ -19,8 +19,8 @@ def to_chunks(x: Tensor, chunk_size: int) -> Tensor:
 
 
 def from_chunks(x: Tensor) -> Tensor:
-    """Join chunks [B, H, N, C, ...] to [B, T, H, ...]."""
-    return x.movedim(1, 3).flatten(1, 2)
+    """View chunks [B, H, N, C, ...] as [B, T, H, ...]."""
+    return x.flatten(2, 3).movedim(1, 2)
 
 
 def add_product(x: Tensor, a: Tensor, b: Tensor) -> None:
