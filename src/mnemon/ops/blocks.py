@@ -61,13 +61,12 @@ def compute_rows(
     if tokens <= block:
         output, state = _block(rule, tensors, state, options, chunk_size)
         return output.contiguous(), state
-    whole = _Output(v)
-    tickets = []
+    whole, spans, tickets = v.new_empty(v.shape), _spans(tokens, block), []
     blocks = zip(*(_split(tensor, block) for tensor in tensors.values()), strict=True)
-    for span, parts in zip(_spans(tokens, block), blocks, strict=True):
+    for span, parts in zip(spans, blocks, strict=True):
         output, state = _block(rule, dict(zip(tensors, parts, strict=True)), state, options, chunk_size)
         tickets.append(_Written.apply(output, whole, span))
-    return _Joined.apply(whole, *tickets), state
+    return _Joined.apply(whole, spans, *tickets), state
 
 
 def _block(
@@ -175,44 +174,32 @@ class _Part(torch.autograd.Function):
         return grad.new_empty(0), None, None, None
 
 
-class _Output:
-    """An output filled block by block, and its gradient."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.values = torch.empty_like(like, requires_grad=False, memory_format=torch.contiguous_format)
-        self.gradient: Tensor | None = None
-
-
 class _Written(torch.autograd.Function):
-    """Write a block of an output and return an empty ticket for it."""
+    """Write a block of an output, and return a ticket of its shape that takes no memory."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, whole: _Output, span: slice) -> Tensor:
-        ctx.whole, ctx.span = whole, span
-        whole.values[:, span] = part
-        return part.new_empty(0)
+    def forward(ctx: Any, part: Tensor, whole: Tensor, span: slice) -> Tensor:
+        whole[:, span] = part
+        return part.new_empty(1).expand_as(part)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.whole.gradient[:, ctx.span], None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
 
 
 class _Joined(torch.autograd.Function):
-    """Return the output in exchange for the tickets of all its blocks."""
+    """Return an output in exchange for the tickets of all its blocks."""
 
     @staticmethod
-    def forward(ctx: Any, whole: _Output, *tickets: Tensor) -> Tensor:
-        ctx.whole = whole
-        values = whole.values
-        del whole.values
-        return values
+    def forward(ctx: Any, whole: Tensor, spans: list[slice], *tickets: Tensor) -> Tensor:
+        ctx.spans = spans
+        return whole.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.whole.gradient = grad
-        return None, *(grad.new_empty(0) for _ in ctx.needs_input_grad[1:])
+        return None, None, *(grad[:, span] for span in ctx.spans)
 
 
 def _extend(tensor: Tensor, missing: int, value: float) -> Tensor:
