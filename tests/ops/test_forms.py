@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from mnemon.errors import BackendUnavailable, ConfigError
-from mnemon.ops import choose_form, get_rule
+from mnemon.ops import UpdateRule, choose_form, get_rule, list_rules
 from mnemon.ops.kernels import fla
+from mnemon.ops.state import leaves
 
 RULE = get_rule("gated_delta_net")
 CALL = RULE.random_inputs(1, 6, 2, 4, 3)
@@ -37,6 +38,25 @@ def test_a_form_asked_for_is_obeyed_or_refused() -> None:
         dataclasses.replace(RULE, chunkwise_form=None).chunkwise(**CALL)
     with pytest.raises(ConfigError, match="form must be one of auto, recurrent, chunkwise, fla, got 'triton'"):
         RULE(**CALL, form="triton")
+
+
+@pytest.mark.parametrize("name", list_rules())
+@pytest.mark.parametrize("form", ["recurrent", "chunkwise"])
+def test_autocast_changes_no_bit(name: str, form: str) -> None:
+    rule = get_rule(name)
+    call = rule.random_inputs(2, 40, 2, 8, 8, slots=3, dtype=torch.float32)
+    expected = run_with_gradients(rule, call, form, autocast=False)
+    got = run_with_gradients(rule, call, form, autocast=True)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def run_with_gradients(rule: UpdateRule, call: dict[str, Any], form: str, *, autocast: bool) -> list[torch.Tensor]:
+    """Return the output, the state and the gradients of the inputs; the forward pass runs under autocast, or not."""
+    call = {name: x.clone().requires_grad_() for name, x in call.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        output, state = rule(**call, form=form)
+    results = [output, *(leaf for leaf in leaves(state) if leaf.is_floating_point())]
+    return [*results, *torch.autograd.grad(sum((x * x).sum() for x in results), list(call.values()))]
 
 
 def on_gpu(**changes: Any) -> torch.Tensor:

@@ -58,11 +58,15 @@ def compute_rows(
         tensors = tensors | {"mask": mask}
     if tokens > _BLOCKS_KEPT * block and torch.is_grad_enabled() and not rule.light_backward:
         return _compute_again(rule, tensors, state, options, chunk_size, block)
-    outputs = []
-    for parts in zip(*(_split(tensor, block) for tensor in tensors.values()), strict=True):
+    if tokens <= block:
+        output, state = _block(rule, tensors, state, options, chunk_size)
+        return output.contiguous(), state
+    whole, spans, tickets = v.new_empty(v.shape), _spans(tokens, block), []
+    blocks = zip(*(_split(tensor, block) for tensor in tensors.values()), strict=True)
+    for span, parts in zip(spans, blocks, strict=True):
         output, state = _block(rule, dict(zip(tensors, parts, strict=True)), state, options, chunk_size)
-        outputs.append(output)
-    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state
+        tickets.append(_Written.apply(output, whole, span))
+    return _Joined.apply(whole, spans, *tickets), state
 
 
 def _block(
@@ -94,37 +98,50 @@ def _block(
     return output[:, :tokens].to(output_dtype), state
 
 
+def _spans(tokens: int, block: int) -> list[slice]:
+    """Return the tokens of every block."""
+    return [slice(start, min(start + block, tokens)) for start in range(0, tokens, block)]
+
+
 def _split(x: Tensor, block: int) -> tuple[Tensor, ...]:
     """Cut x [B, T, ...] into blocks whose gradients are written into one tensor as they come.
 
     The gradient of a slice fills a tensor of the size of x for every block, and that of `Tensor.split` holds all blocks
     until it can join them.
     """
-    if x.shape[1] <= block or not (x.requires_grad and torch.is_grad_enabled()):
+    if not (x.requires_grad and torch.is_grad_enabled()):
         return x.split(block, dim=1)
-    gradient = _Gradient(x)
+    gradient = _Gradient(x, block)
     return tuple(
-        _Part.apply(ticket, x.detach(), gradient, slice(n * block, (n + 1) * block))
-        for n, ticket in enumerate(_Whole.apply(x, gradient, -(-x.shape[1] // block)))
+        _Part.apply(ticket, x.detach(), gradient, span)
+        for ticket, span in zip(_Whole.apply(x, gradient), gradient.spans, strict=True)
     )
 
 
 class _Gradient:
     """The gradient of one tensor, filled by its blocks and taken when all have been."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, block: int) -> None:
+        self.spans = _spans(x.shape[1], block)
         self._shape, self._like = x.shape, x.new_empty(0)
         self._values: Tensor | None = None
+        self._written: list[slice] = []
 
     def write(self, span: slice, values: Tensor) -> None:
         """Write the gradient of one block."""
         if self._values is None:
-            self._values = self._like.new_zeros(self._shape)
+            self._values = self._like.new_empty(self._shape)
         self._values[:, span] = values
+        self._written.append(span)
 
     def take(self) -> Tensor | None:
         """Return the gradient, and start anew."""
-        values, self._values = self._values, None
+        values, written = self._values, self._written
+        self._values, self._written = None, []
+        if values is not None:
+            for span in self.spans:
+                if span not in written:
+                    values[:, span] = 0.0
         return values
 
 
@@ -132,14 +149,14 @@ class _Whole(torch.autograd.Function):
     """Hand out an empty ticket per block; backward runs once the gradients of all tickets are there."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gradient: _Gradient, count: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, gradient: _Gradient) -> tuple[Tensor, ...]:
         ctx.gradient = gradient
-        return tuple(x.new_empty(0) for _ in range(count))
+        return tuple(x.new_empty(0) for _ in gradient.spans)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, None, None]:
-        return ctx.gradient.take(), None, None
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, None]:
+        return ctx.gradient.take(), None
 
 
 class _Part(torch.autograd.Function):
@@ -155,6 +172,34 @@ class _Part(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.gradient.write(ctx.span, grad)
         return grad.new_empty(0), None, None, None
+
+
+class _Written(torch.autograd.Function):
+    """Write a block of an output, and return a ticket of its shape that takes no memory."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, whole: Tensor, span: slice) -> Tensor:
+        whole[:, span] = part
+        return part.new_empty(1).expand_as(part)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
+
+
+class _Joined(torch.autograd.Function):
+    """Return an output in exchange for the tickets of all its blocks."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, spans: list[slice], *tickets: Tensor) -> Tensor:
+        ctx.spans = spans
+        return whole.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(grad[:, span] for span in ctx.spans)
 
 
 def _extend(tensor: Tensor, missing: int, value: float) -> Tensor:
@@ -192,16 +237,18 @@ class _Blocks(torch.autograd.Function):
         ctx: Any, run: Callable[..., list[Tensor]], block: int, counts: tuple[int, int, int], *arguments: Tensor
     ) -> tuple[Tensor, ...]:
         tensors, state, parameters = _sections(arguments, counts)
-        outputs, starts = [], []
-        for parts in zip(*(tensor.split(block, dim=1) for tensor in tensors), strict=True):
+        whole, starts = None, []
+        for span in _spans(tensors[0].shape[1], block):
             starts += state
-            output, *state = run(list(parts), state, parameters)
-            outputs.append(output)
+            output, *state = run([x[:, span] for x in tensors], state, parameters)
+            if whole is None:
+                whole = output.new_empty(output.shape[0], tensors[0].shape[1], *output.shape[2:])
+            whole[:, span] = output
         ctx.run, ctx.block, ctx.counts = run, block, counts
         ctx.save_for_backward(*arguments, *starts)
         state = [leaf.clone() for leaf in state]  # never one of the inputs
         ctx.mark_non_differentiable(*(leaf for leaf in state if not leaf.is_floating_point()))
-        return torch.cat(outputs, dim=1), *state
+        return whole, *state
 
     @staticmethod
     @once_differentiable

@@ -19,8 +19,28 @@ def to_chunks(x: Tensor, chunk_size: int) -> Tensor:
 
 
 def from_chunks(x: Tensor) -> Tensor:
-    """Join chunks [B, H, N, C, ...] to [B, T, H, ...]."""
-    return x.movedim(1, 3).flatten(1, 2)
+    """View chunks [B, H, N, C, ...] as [B, T, H, ...]."""
+    return x.flatten(2, 3).movedim(1, 2)
+
+
+def add_product(x: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add A B to X in place.
+
+    Batched matrix products are slow where A has one or two columns, and where X is spread over memory.
+
+    Args:
+        x: X, [..., M, N].
+        a: A, [..., M, L].
+        b: B, [..., L, N].
+    """
+    columns = a.shape[-1]
+    if columns <= 2:
+        for n in range(columns):
+            x.addcmul_(a[..., n, None], b[..., n, None, :])
+    elif x.is_contiguous():
+        x.flatten(0, -3).baddbmm_(a.flatten(0, -3), b.flatten(0, -3))
+    else:
+        x += a @ b
 
 
 def earlier_or_same(size: int, device: torch.device) -> Tensor:
@@ -41,6 +61,11 @@ def pairwise_decay(b: Tensor) -> Tensor:
     """
     difference = b[..., :, None] - b[..., None, :]
     return difference.masked_fill(~earlier_or_same(b.shape[-1], b.device), float("-inf")).exp()
+
+
+def sum_from_token(x: Tensor) -> Tensor:
+    """Sum x [..., C, K] over the token itself and all later ones; a product is faster than sums in reversed order."""
+    return earlier_or_same(x.shape[-2], x.device).to(x.dtype).mT @ x
 
 
 def decay_between(g: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ Inside a chunk, u depends on earlier u through a unit lower triangular system (t
 affine in the chunk's first state: X = U - W S. Everything but a short recurrence over chunk states is computed for all
 chunks at once.
 
-The gradient is written by hand (for a decay per channel, up to what the decay makes of queries and keys). It keeps
-two matrices per chunk, the inverse of the system and the first state, and computes everything else again: on a CPU,
-touching fresh memory costs more than these products.
+The gradient is written by hand. It keeps two matrices per chunk, the inverse of the system and the first state, and
+computes everything else again: on a CPU, touching fresh memory costs more than these products.
 
 Layout: chunk-major, `[N, Q, C, ...]`, N chunks, Q = B H rows, so that the chunks of one time stand together.
 
@@ -24,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mnemon.ops.chunking import pairwise_decay, unit_lower_inverse
-from mnemon.ops.vector_decay import decayed_products
+from mnemon.ops.channel_decay import ChannelDecay
+from mnemon.ops.chunking import add_product, pairwise_decay, unit_lower_inverse
 
 
 def chunkwise(
@@ -48,6 +47,8 @@ def chunkwise(
     Returns:
         Output [B, T, H, V] and the memory after the last token.
     """
+    if g is not None and g.ndim == k.ndim:
+        chunk_size &= -chunk_size  # `ChannelDecay` joins spans of tokens in pairs
     output, after = _DeltaChunks.apply(q, k, v, beta, g, state, chunk_size)
     return output, after
 
@@ -91,7 +92,7 @@ class _DeltaChunks(torch.autograd.Function):
             torch.mul(before, 1.0 if total_n is None else total_n, out=after)
             before = after.baddbmm_(k_n, x_n)
         output = d.q_start @ states[:-1]
-        output.flatten(0, 1).baddbmm_(d.qk.flatten(0, 1), x.flatten(0, 1))
+        add_product(output, d.qk, x)
         ctx.save_for_backward(q, k, v, beta, g, inverse, states)
         return _from_chunks(output, v.shape), states[-1].reshape(state.shape).clone()
 
@@ -169,10 +170,10 @@ def _subtract(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return x
 
 
-def _decay(q: Tensor, k: Tensor, g: Tensor | None, *, for_gradient: bool) -> "_HeadDecay | _ChannelDecay":
+def _decay(q: Tensor, k: Tensor, g: Tensor | None, *, for_gradient: bool) -> "_HeadDecay | _KeyDecay":
     """Apply the decay g [N, Q, C] or [N, Q, C, K] of chunks, or none, to their queries and keys [N, Q, C, K]."""
     if g is not None and g.ndim == k.ndim:
-        return _ChannelDecay(q, k, g, for_gradient)
+        return _KeyDecay(q, k, g, for_gradient)
     return _HeadDecay(q, k, g)
 
 
@@ -214,10 +215,10 @@ class _HeadDecay:
             grad_q, asking = grad.q_start.mul_(self.since_start), grad.k_start.mul_(self.since_start)
             written = grad.k_end.mul_(self.to_end)
             grad_end = (written * self.k).sum(dim=(-2, -1)) + (grad.total * self.pieces.total).flatten(-2).sum(-1)
-        _add(grad_q, grad_qk, self.k)
-        _add(asking, grad.kk, self.k)
-        _add(written, grad_qk.mT, self.q)
-        _add(written, grad.kk.mT, self.k)
+        add_product(grad_q, grad_qk, self.k)
+        add_product(asking, grad.kk, self.k)
+        add_product(written, grad_qk.mT, self.q)
+        add_product(written, grad.kk.mT, self.k)
         if self.b is None:
             return grad_q, asking + written, None
         grad_b = (grad_q * self.q).sum(-1) + ((asking - written) * self.k).sum(-1)
@@ -225,25 +226,18 @@ class _HeadDecay:
         return grad_q, asking.add_(written), grad_b.flip(-1).cumsum(-1).flip(-1)
 
 
-class _ChannelDecay:
-    """A decay per key channel; what it makes of queries and keys is differentiated by PyTorch."""
+class _KeyDecay:
+    """A decay per key channel."""
 
     def __init__(self, q: Tensor, k: Tensor, g: Tensor, for_gradient: bool) -> None:
-        self.inputs = [x.detach().requires_grad_(for_gradient) for x in (q, k, g)]
-        with torch.set_grad_enabled(for_gradient):
-            q, k, g = self.inputs
-            b = g.cumsum(dim=-2)
-            qk, kk = decayed_products(torch.stack([q, k]), k, b)
-            since_start, end = b.exp(), b[..., -1:, :]
-            self.results = [qk, kk, q * since_start, k * since_start, k * (end - b).exp(), end.exp().mT]
-        self.pieces = _Decayed(*(piece.detach() for piece in self.results))
+        self.decay = ChannelDecay([q, k], k, g, keep=for_gradient)
+        (qk, kk), (q_start, k_start) = self.decay.products, self.decay.since_start
+        self.pieces = _Decayed(qk, kk, q_start, k_start, self.decay.to_end, self.decay.total.mT)
 
     def backward(self, grad: _Decayed) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the gradients of q, k and g."""
-        grad_q, grad_k, grad_g = torch.autograd.grad(self.results, self.inputs, grad)
-        return grad_q, grad_k, grad_g
-
-
-def _add(x: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add A B to X in place."""
-    x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1))
+        """Return the gradients of q, k and g; those of the pieces are used up."""
+        assert grad.total is not None
+        (grad_q, asking), written, grad_g = self.decay.backward(
+            [grad.qk, grad.kk], [grad.q_start, grad.k_start], grad.k_end, grad.total.mT
+        )
+        return grad_q, written.add_(asking), grad_g

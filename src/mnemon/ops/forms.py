@@ -93,7 +93,8 @@ def run(rule: "UpdateRule", call: "Call", form: str) -> tuple[Tensor, Any]:
 
 def run_recurrent(rule: "UpdateRule", call: "Call") -> tuple[Tensor, Any]:
     """Compute a checked call token by token."""
-    return scan(rule, call)
+    with _without_autocast(call):
+        return scan(rule, call)
 
 
 def run_fla(rule: "UpdateRule", call: "Call") -> tuple[Tensor, Any]:
@@ -103,7 +104,8 @@ def run_fla(rule: "UpdateRule", call: "Call") -> tuple[Tensor, Any]:
     q, k, v, gates = call.q, call.k, call.v, call.gates | call.options
     if call.mask is not None:
         q, k, v, gates = masked(rule, q, k, v, call.mask, gates)
-    output, state = rule.fla_form.call(q, k, v, call.state, call.cu_seqlens, **gates)
+    with _without_autocast(call):
+        output, state = rule.fla_form.call(q, k, v, call.state, call.cu_seqlens, **gates)
     return output.to(call.v.dtype), state
 
 
@@ -117,6 +119,11 @@ def run_chunkwise(rule: "UpdateRule", call: "Call", chunk_size: int | None) -> t
     chunk_size = rule.chunk_size if chunk_size is None else chunk_size
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise ConfigError(f"{rule.name}: chunk_size must be an integer of at least 1, got {chunk_size!r}")
+    with _without_autocast(call):
+        return _run_chunks(rule, call, chunk_size)
+
+
+def _run_chunks(rule: "UpdateRule", call: "Call", chunk_size: int) -> tuple[Tensor, Any]:
     tensors = {"q": call.q, "k": call.k, "v": call.v, **call.gates}
     if call.cu_seqlens is not None:
         groups = unpack_rows(tensors, call.state, call.cu_seqlens)
@@ -130,3 +137,8 @@ def run_chunkwise(rule: "UpdateRule", call: "Call", chunk_size: int | None) -> t
         output, state = compute_rows(rule, front, call.state, take(call.mask, order), call.options, chunk_size)
         return take(output, back), state
     return compute_rows(rule, tensors, call.state, call.mask, call.options, chunk_size)
+
+
+def _without_autocast(call: "Call") -> torch.autocast:
+    """Return a context in which a memory stays in float32: autocast would take its products in bfloat16."""
+    return torch.autocast(call.v.device.type, enabled=False)

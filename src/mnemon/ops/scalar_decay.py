@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mnemon.ops.chunking import chunk_states, from_chunks, pairwise_decay, to_chunks
+from mnemon.ops.chunking import add_product, chunk_states, from_chunks, pairwise_decay, to_chunks
 
 
 def chunkwise(
@@ -55,7 +55,7 @@ class _DecayChunks(torch.autograd.Function):
         k_end = _scale(k, None if b is None else b[..., -1:] - b)
         states = chunk_states(k_end.mT @ v, _total(b), state)
         output = _scale(q, b) @ states[:, :, :-1]
-        output += _scores(q, k, b) @ v
+        add_product(output, _scores(q, k, b), v)
         return from_chunks(output), states[:, :, -1].clone()
 
     @staticmethod
@@ -65,20 +65,24 @@ class _DecayChunks(torch.autograd.Function):
         q, k, v, grad = (to_chunks(x, ctx.chunk_size) for x in (q, k, v, grad_output))
         b = None if g is None else to_chunks(g, ctx.chunk_size).cumsum(dim=-1)
         to_end = None if b is None else b[..., -1:] - b
-        k_end, q_start = _scale(k, to_end), _scale(q, b)
-        start = chunk_states(k_end.mT @ v, _total(b), state)[:, :, :-1]
-        grad_states = chunk_states(q_start.mT @ grad, _total(b), grad_state, backwards=True)
+        total = _total(b)
+        k_end = _scale(k, to_end)
+        start = chunk_states(k_end.mT @ v, total, state)[:, :, :-1]
+        grad_states = chunk_states(_scale(q, b).mT @ grad, total, grad_state, backwards=True)
         after = grad_states[:, :, 1:]
 
-        decay = 1.0 if b is None else pairwise_decay(b)
-        grad_scores = (grad @ v.mT) * decay if b is not None else (grad @ v.mT).tril_()
+        grad_v = k_end @ after
+        add_product(grad_v, _scores(q, k, b).mT, grad)
+        grad_scores = grad @ v.mT
+        if b is None:
+            grad_scores.tril_()
+        else:
+            grad_scores *= pairwise_decay(b)
         grad_q = _scale(grad @ start.mT, b)
-        grad_q += grad_scores @ k
+        add_product(grad_q, grad_scores, k)
         grad_k = _scale(v @ after.mT, to_end)
         through_end = None if g is None else (grad_k * k).sum(dim=(-2, -1))  # exp(b_C) scales these keys ...
-        grad_k += grad_scores.mT @ q
-        grad_v = k_end @ after
-        grad_v += _scores(q, k, b).mT @ grad
+        add_product(grad_k, grad_scores.mT, q)
         grad_g = None
         if b is not None and through_end is not None:
             grad_b = (q * grad_q).sum(dim=-1) - (k * grad_k).sum(dim=-1)

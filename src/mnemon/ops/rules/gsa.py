@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mnemon.ops import vector_decay
+from mnemon.ops.channel_decay import cross_products, half_sizes, halves
 from mnemon.ops.chunking import decay_between, from_chunks, to_chunks
 from mnemon.ops.declaration import Dimensions, FlaForm, GateSpec, Source
 from mnemon.ops.kernels import fla
 from mnemon.ops.rule import UpdateRule
-from mnemon.ops.vector_decay import cross_products, half_sizes, halves, split_decay
 
 
 class GSAState(NamedTuple):
@@ -129,7 +129,7 @@ class _Inside(torch.autograd.Function):
     def forward(ctx: Any, products: Tensor, v: Tensor, b: Tensor) -> Tensor:
         output = products.diagonal(dim1=-2, dim2=-1)[..., None] * v
         for half in half_sizes(b.shape[-2]):
-            from_middle, to_middle = split_decay(b, half)
+            from_middle, to_middle = _split_decay(b, half)
             read = cross_products(products, half) @ (halves(v, half)[0] * to_middle)
             halves(output, half)[1].addcmul_(read, from_middle)
         ctx.save_for_backward(products, v, b, output)
@@ -143,12 +143,19 @@ class _Inside(torch.autograd.Function):
         grad_products.diagonal(dim1=-2, dim2=-1).copy_((grad * v).sum(dim=-1))
         grad_v = products.diagonal(dim1=-2, dim2=-1)[..., None] * grad
         for half in half_sizes(b.shape[-2]):
-            from_middle, to_middle = split_decay(b, half)
+            from_middle, to_middle = _split_decay(b, half)
             grad_read = halves(grad, half)[1] * from_middle
             cross_products(grad_products, half).copy_(grad_read @ (halves(v, half)[0] * to_middle).mT)
             halves(grad_v, half)[0].addcmul_(cross_products(products, half).mT @ grad_read, to_middle)
         # b_i enters only as exp(b_i) on the output and exp(-b_i) on v_i.
         return grad_products, grad_v, output * grad - v * grad_v
+
+
+def _split_decay(b: Tensor, half: int) -> tuple[Tensor, Tensor]:
+    """Return the decay from every span's middle to the tokens of its second half, and from those of its first to it."""
+    first, second = halves(b, half)
+    middle = first[..., -1:, :]
+    return (second - middle).exp_(), (middle - first).exp_()
 
 
 def _fla(
