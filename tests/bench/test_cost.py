@@ -13,6 +13,7 @@ from mnemon.bench.cost import (
     visible_pairs,
 )
 from mnemon.bench.models import build_model, random_tokens
+from mnemon.models.modeling_lm2 import LM2ForCausalLM
 
 SHAPE = ModelShape(32, 48, 2, 4, 2, 64)
 
@@ -20,8 +21,10 @@ SHAPE = ModelShape(32, 48, 2, 4, 2, 64)
 def counted(memory: MemoryShape | None, tokens: int) -> int:
     """Multiply-adds of a forward pass as torch counts them, without the decoder's own attention kernel."""
     model = build_model(SHAPE, memory, "cpu", "float32").eval()
-    for bank in getattr(model, "banks", []):
-        bank.read_top_k = bank.slot_key.shape[0]  # all slots, by plain products: the fused kernel is not counted
+    if isinstance(model, LM2ForCausalLM):
+        model.segmented.prepare()  # runs a few tokens, once
+        for bank in model.banks:
+            bank.read_top_k = bank.slot_key.shape[0]  # all slots, by plain products: the fused kernel is not counted
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(random_tokens(SHAPE, 1, tokens, "cpu"), use_cache=True)
     flops = {str(name): number for name, number in counter.get_flop_counts()["Global"].items()}
