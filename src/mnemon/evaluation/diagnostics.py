@@ -16,7 +16,10 @@ from mnemon.evaluation.samples import SampleSource
 from mnemon.evaluation.tables import Grid
 
 SAMPLES = 4
-"""Samples per task and length that are looked at."""
+"""Most samples per task and length that are looked at."""
+
+_TOKENS = 200_000
+"""Tokens per length that are read at most, as long as one sample is read: these readings are not batched."""
 
 MEANINGS: dict[str, str] = {
     "read_on_written": "share of the read mass that falls on written content",
@@ -71,13 +74,17 @@ def measure_memory(
         spec.model.eval()
         for length in lengths:
             samples = [sample for task in tasks for sample in source.cell(task, length)[:SAMPLES]]
+            count = read = 0
             with spec.model.collect_diagnostics() as collected:
                 for sample in samples:
                     ids = spec.tokenizer(evaluation_prompt(sample, layout), return_tensors="pt")["input_ids"]
+                    if count and read + ids.shape[1] > _TOKENS:
+                        break
                     spec.model(ids.to(spec.model.device), logits_to_keep=1)
+                    count, read = count + 1, read + ids.shape[1]
             means = {name: float(value) for name, value in collected.means().items()}
             shares = {f"block{block}": values for block, values in collected.read_shares().items()}
-            reports.append(MemoryReport(spec.label, length, len(samples), means, shares))
+            reports.append(MemoryReport(spec.label, length, count, means, shares))
         spec.model.train(was_training)
     return reports
 
