@@ -161,7 +161,7 @@ def chart(run: StreamRun) -> bytes:
     upper.set_ylabel("memory, MiB\nagainst 10k tokens")
     upper.set_ylim(-30, 30)
     lower.plot(places[1:], _local_speeds(samples), color="#D55E00")
-    lower.set_ylim(bottom=0)
+    lower.set_ylim(0, 1.2 * max(_local_speeds(samples)))
     lower.set_ylabel("tokens per second")
     lower.set_xlabel("thousand tokens read")
     figure.suptitle(f"{run.model}: one text of {run.tokens:,} tokens in one call", fontsize=11)
