@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from mnemon.models.segments import SegmentCall
@@ -47,7 +47,7 @@ class KeyValueLayer(DynamicLayer):
         self.view = view
         self.new: tuple[Tensor, ...] = ()
         self.seen: tuple[Tensor, ...] = ()
-        self.joined: dict[int, tuple[torch.Size, list[Tensor]]] = {}
+        self.on_joined: Any = None
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
@@ -65,8 +65,8 @@ class KeyValueLayer(DynamicLayer):
             else:
                 keys = [moved, *_without_first_columns(keys, self.view.width)]
         self.seen = (_joined([*keys, key_states]), _joined([*values, value_states]))
-        for seen, pieces in zip(self.seen, ([*keys, key_states], [*values, value_states]), strict=True):
-            self.joined[seen.data_ptr()] = (seen.shape, pieces)
+        if self.on_joined is not None:
+            self.on_joined(self, ([*keys, key_states], [*values, value_states]))
         return self.seen[0], self.seen[1]
 
     def selected(self, columns: Columns) -> tuple[Tensor, ...]:
@@ -170,26 +170,46 @@ class BaseCache(Cache):
         return False
 
     @contextlib.contextmanager
-    def keeping_pieces(self) -> Iterator[None]:
+    def keeping_pieces(self, attentions: Sequence[nn.Module]) -> Iterator[None]:
         """Let the backward pass join keys and values again instead of keeping a joined copy for every call.
 
         A call joins all earlier keys with its own; keeping every one of these copies would cost memory quadratic in
-        the length of the text.
+        the length of the text. Only what is kept between the joining and the end of the attention is looked at.
+
+        Args:
+            attentions: the attention modules of the decoder.
         """
+        running: list[Any] = []
 
-        def pack(tensor: Tensor) -> Any:
-            shape, pieces = joined.get(tensor.data_ptr(), (None, []))
-            return [piece.detach() for piece in pieces] if len(pieces) > 1 and shape == tensor.shape else tensor
+        def leave(*_: Any) -> None:
+            while running:
+                running.pop().__exit__()
 
-        def unpack(packed: Any) -> Tensor:
-            return packed if isinstance(packed, Tensor) else _joined(packed)
+        def enter(layer: KeyValueLayer, pieces: tuple[list[Tensor], list[Tensor]]) -> None:
+            if len(pieces[0]) == 1:
+                return
+            joined = {seen.data_ptr(): (seen.shape, parts) for seen, parts in zip(layer.seen, pieces, strict=True)}
 
-        joined: dict[int, tuple[torch.Size, list[Tensor]]] = {}
+            def pack(tensor: Tensor) -> Any:
+                shape, parts = joined.get(tensor.data_ptr(), (None, []))
+                return [part.detach() for part in parts] if shape == tensor.shape else tensor
+
+            def unpack(packed: Any) -> Tensor:
+                return packed if isinstance(packed, Tensor) else _joined(packed)
+
+            running.append(torch.autograd.graph.saved_tensors_hooks(pack, unpack))
+            running[-1].__enter__()
+
         for state in self.states:
             if isinstance(state, KeyValueLayer):
-                state.joined = joined
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+                state.on_joined = enter
+        handles = [module.register_forward_hook(leave) for module in attentions]
+        try:
             yield
+        finally:
+            leave()
+            for handle in handles:
+                handle.remove()
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:

@@ -258,7 +258,8 @@ class SegmentedDecoder:
         """
         sights = [self._sight(positions, call, reach) for positions, reach in self._by_reach(state)]
         cache = BaseCache(state.base, [block.kind for block in self.blocks], call, self._views(sights))
-        with cache.keeping_pieces() if keep_pieces and not recomputes else contextlib.nullcontext():
+        attentions = [block.attention for block in self.blocks if block.attention is not None]
+        with cache.keeping_pieces(attentions) if keep_pieces and not recomputes else contextlib.nullcontext():
             logits: Tensor = self.base(
                 **{"input_ids" if inputs.ndim == 2 else "inputs_embeds": inputs},
                 attention_mask=self._attention_mask(sights, call, inputs.device),
