@@ -50,3 +50,12 @@ def test_every_token_is_counted_once_and_in_order() -> None:
 def test_a_model_without_a_memory_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["bench", "stream", "babilong-tiny-plain", "-o", str(tmp_path / "out")]) == 2
     assert "has no memory; expected an LM2" in capsys.readouterr().err
+
+
+def test_a_text_too_short_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    assert main(["bench", "stream", "babilong-tiny-lm2", "--tokens", "5k", "-o", str(folder)]) == 2
+    assert "too short; give at least 40000" in capsys.readouterr().err
+    assert not folder.exists()

@@ -73,6 +73,16 @@ class StreamRun:
         ]
 
 
+def check_length(tokens: int) -> None:
+    """Refuse a text too short to say anything.
+
+    Raises:
+        ConfigError: naming the shortest.
+    """
+    if tokens < 4 * SETTLED:
+        raise ConfigError(f"a text of {tokens} tokens is too short; give at least {4 * SETTLED}")
+
+
 @torch.inference_mode()
 def stream(model: LM2ForCausalLM, ids: Tensor, every: int, report: Callable[[int], None]) -> list[Sample]:
     """Read a text [1, T] in one call and return what was seen every `every` tokens.
@@ -86,8 +96,7 @@ def stream(model: LM2ForCausalLM, ids: Tensor, every: int, report: Callable[[int
     Raises:
         ConfigError: for a text too short to say anything.
     """
-    if ids.shape[1] < 4 * SETTLED:
-        raise ConfigError(f"a text of {ids.shape[1]} tokens is too short; give at least {4 * SETTLED}")
+    check_length(ids.shape[1])
     samples: list[Sample] = []
     read = 0
     started = time.perf_counter()

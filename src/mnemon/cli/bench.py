@@ -115,12 +115,13 @@ def stream(
     length = numbers("--tokens", tokens)[0]
     target = check_device(device)
     from mnemon.bench.run import circumstances
-    from mnemon.bench.stream import StreamRun, long_text, write
+    from mnemon.bench.stream import StreamRun, check_length, long_text, write
     from mnemon.bench.stream import stream as measure
     from mnemon.evaluation.machine import describe_machine
     from mnemon.models.loading import load_model
     from mnemon.models.modeling_lm2 import LM2ForCausalLM
 
+    check_length(length)
     silence_libraries()
     import torch
 

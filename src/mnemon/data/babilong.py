@@ -174,6 +174,7 @@ class _Maker:
         return "" if self.max_facts is None else f" with at most {self.max_facts} facts"
 
     def make(self, story: Story, question: Question, rng: random.Random, name: str) -> Sample:
+        """Hide one story's facts in background text and return the sample."""
         facts = story.facts_before(question)
         index = {statement.line: position for position, statement in enumerate(facts)}
         texts = [statement.text for statement in facts]

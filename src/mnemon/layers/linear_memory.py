@@ -231,11 +231,10 @@ class LinearMemory(nn.Module):
         if do.values_times_step:
             written = (v * self._decay().step_size(x)[..., None]).to(v.dtype)
         weights = {name: weight.to(state_dtype(x.dtype)) for name, weight in self.weights.items()}
-        with torch.autocast(x.device.type, enabled=False):  # the memory is float32 whatever autocast makes of matmuls
-            o, memory = self.rule(
-                q, k, written, form=self.form, state=state.memory, mask=mask, cu_seqlens=cu_seqlens,
-                **gates, **weights, **self.settings,
-            )  # fmt: skip
+        o, memory = self.rule(
+            q, k, written, form=self.form, state=state.memory, mask=mask, cu_seqlens=cu_seqlens,
+            **gates, **weights, **self.settings,
+        )  # fmt: skip
         if self.skip is not None:
             o = o + self.skip.to(o.dtype)[:, None] * v
         return self.o_proj(self._normalise(o, x)), LinearMemoryState(tail, memory, position)

@@ -261,11 +261,13 @@ class _Watch:
             self.norm = child
 
     def join(self) -> Join:
+        """Return what was seen."""
         assert self.input is not None
         assert self.attention_input is not None
         return Join(self.norm, _is_same(self.input, self.attention_input))
 
     def remove(self) -> None:
+        """Take the hooks off."""
         for handle in self.handles:
             handle.remove()
 

@@ -361,6 +361,7 @@ class _SinkView:
         self.second_copy = sinks.second_copy
 
     def moved(self, head: Tensor) -> Tensor:
+        """Return the keys [B, H, width, d] at their new positions; columns that are no sinks stay as they are."""
         if self.rotation is None:
             return head
         moved = self.rotation(head, self.sinks.shift)
