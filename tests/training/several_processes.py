@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 import mnemon.training.run
-from mnemon.cli.app import main
+from mnemon.cli.app import leave, main
 from mnemon.errors import MnemonError
 from mnemon.training import train
 from mnemon.training.batches import BatchMaker, share_rows
@@ -134,3 +134,4 @@ def main_program(folder: Path) -> None:
 if __name__ == "__main__":
     with joined_processes():
         main_program(Path(sys.argv[1]))
+    leave(0)

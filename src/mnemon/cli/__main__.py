@@ -1,7 +1,5 @@
 """`python -m mnemon.cli`: the same as the `mnemon` command."""
 
-import sys
+from mnemon.cli.app import leave, main
 
-from mnemon.cli.app import main
-
-sys.exit(main())
+leave(main())

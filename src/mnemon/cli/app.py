@@ -10,7 +10,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -86,6 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == EXIT_INTERRUPTED:
         print("mnemon: interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    One of several processes ends without Python's own shutdown, in which a thread of torch's connections that still
+    wants to call Python aborts the process (seen rarely: exit code -6, "terminate called without an active exception").
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)
+    sys.exit(code)
 
 
 def _report(error: Exception, debug: bool) -> int:
