@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mnemon.errors import ConfigError, ShapeError, StateError
-from mnemon.layers import linear_memory
+from mnemon.layers import memory_layer
 from mnemon.layers.conventions import conventions
 from mnemon.layers.linear_memory import LinearMemory, LinearMemoryState
 from mnemon.ops import UpdateRule, get_rule, list_rules
@@ -242,7 +242,7 @@ OUTSIDE = UpdateRule(
 
 
 def test_a_rule_of_another_package_gets_a_layer_from_its_declaration(monkeypatch) -> None:
-    monkeypatch.setattr(linear_memory, "get_rule", {"outside": OUTSIDE}.__getitem__)
+    monkeypatch.setattr(memory_layer, "get_rule", {"outside": OUTSIDE}.__getitem__)
     memory, x = layer({"rule": "outside"}, value_dim=3), random(2, 20, D)
     expected, end = memory(x)
     head, state = memory(x[:, :7])
@@ -271,7 +271,7 @@ def test_rotated_queries_and_keys_see_distances_only() -> None:
     q, k = random(1, 1, 1, 8), random(1, 1, 1, 8, seed=1)
 
     def product(at: int, distance: int) -> torch.Tensor:
-        there, here = (linear_memory._rotate(x, torch.tensor([[p]])) for x, p in ((q, at + distance), (k, at)))
+        there, here = (memory_layer._rotate(x, torch.tensor([[p]])) for x, p in ((q, at + distance), (k, at)))
         return (there * here).sum()
 
     torch.testing.assert_close(product(0, 3), product(1_000_000, 3), rtol=1e-9, atol=1e-9)

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnemon.layers.projection import AnyProjection, GroupedProjection, Groups, InitialValues, Projection
 from mnemon.ops.declaration import GateSpec, Range
 from mnemon.ops.state import state_dtype
-
-InitialValues = list[tuple[Tensor, Tensor]]
-"""Parameters with their initial values."""
 
 _SHORTEST_STEP, _LONGEST_STEP = 1e-3, 0.1  # initial step sizes of Mamba2, log-uniform
 _SMALLEST_RATE, _LARGEST_RATE = 1.0, 16.0  # initial decay rates of Mamba2, uniform
@@ -46,6 +44,7 @@ class GateSizes(NamedTuple):
         channels: values per head; None is one, without a dimension of its own.
         layer_index: number of the layer, from 0.
         num_layers: layers of the model.
+        num_memories: memories with a projection of their own; None = one projection for all tokens.
     """
 
     hidden_size: int
@@ -53,6 +52,7 @@ class GateSizes(NamedTuple):
     channels: int | None
     layer_index: int = 0
     num_layers: int = 1
+    num_memories: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,21 +61,14 @@ class GateSizes(NamedTuple):
 
 
 class Gate(nn.Module):
-    """A module from hidden states [B, T, D] to the values of a gate, [B, T, H] or [B, T, H, channels]."""
+    """A module from hidden states [B, T, D] to the values of a gate, [B, T, H] or [B, T, H, channels].
+
+    Called with the hidden states and, if its projection differs between memories, with the `Groups` of the tokens.
+    """
 
     def initial_values(self) -> InitialValues:
         """Return every parameter with its initial value."""
         raise NotImplementedError
-
-
-class Projection(nn.Linear):
-    """A linear layer whose initial values are the business of the layer around it (its `initial_values`)."""
-
-
-def linear_values(linear: nn.Linear, bias: float = 0.0) -> InitialValues:
-    """Return weights with a standard deviation of 1/sqrt(fan in), and a constant bias."""
-    values: InitialValues = [(linear.weight, torch.randn_like(linear.weight) / math.sqrt(linear.in_features))]
-    return values if linear.bias is None else [*values, (linear.bias, torch.full_like(linear.bias, bias))]
 
 
 class ProjectedGate(Gate):
@@ -89,6 +82,7 @@ class ProjectedGate(Gate):
             token.
         rank: width between the two maps of a low-rank W; None is one map.
         initial_bias: what b starts at.
+        shared_bias: whether memories with projections of their own have b in common.
     """
 
     def __init__(
@@ -100,6 +94,7 @@ class ProjectedGate(Gate):
         factor: float | None = None,
         rank: int | None = None,
         initial_bias: float = 0.0,
+        shared_bias: bool = False,
     ) -> None:
         super().__init__()
         self.shape = sizes.shape
@@ -107,26 +102,25 @@ class ProjectedGate(Gate):
         default = 1 / 16 if spec.kind == "log_decay" else spec.scale
         self.factor = default if factor is None else factor
         self.initial_bias = initial_bias
-        self.down = None if rank is None else Projection(sizes.hidden_size, rank, bias=False)
-        self.up = Projection(sizes.hidden_size if rank is None else rank, math.prod(self.shape))
+        bias = "shared" if shared_bias else "memory"
+        width = sizes.hidden_size if rank is None else rank
+        self.down = None if rank is None else _projection(sizes, sizes.hidden_size, rank, None)
+        self.up = _projection(sizes, width, math.prod(self.shape), bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: Groups | None = None) -> Tensor:
         """Return the gate of hidden states [B, T, D]: [B, T, H] or [B, T, H, channels]."""
-        return self.factor * _FUNCTIONS[self.function](self.project(x))
+        return self.factor * _FUNCTIONS[self.function](self.project(x, groups))
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, groups: Groups | None = None) -> Tensor:
         """Return x W + b in the dtype of gates, in the shape of the gate."""
-        dtype = state_dtype(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):  # which would take the products in bfloat16
-            x = x.to(dtype)
-            if self.down is not None:
-                x = F.linear(x, self.down.weight.to(dtype))
-            return F.linear(x, self.up.weight.to(dtype), self.up.bias.to(dtype)).unflatten(-1, self.shape)
+        if self.down is not None:
+            x = self.down.wide(x, groups)
+        return self.up.wide(x, groups).unflatten(-1, self.shape)
 
     def initial_values(self) -> InitialValues:
         """Return every parameter with its initial value."""
-        below = [] if self.down is None else linear_values(self.down)
-        return [*below, *linear_values(self.up, self.initial_bias)]
+        below = [] if self.down is None else self.down.initial_values()
+        return [*below, *self.up.initial_values(self.initial_bias)]
 
 
 class StepSizeDecay(ProjectedGate):
@@ -140,27 +134,33 @@ class StepSizeDecay(ProjectedGate):
     """
 
     def __init__(self, spec: GateSpec, sizes: GateSizes, *, rank: int | None = None) -> None:
-        super().__init__(spec, sizes, function="softplus", factor=1.0, rank=rank)
+        # What decides how long a head remembers is the same in all memories; what a token does to it is not.
+        super().__init__(spec, sizes, function="softplus", factor=1.0, rank=rank, shared_bias=True)
         self.log_rate = nn.Parameter(torch.empty(sizes.num_heads))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: Groups | None = None) -> Tensor:
         """Return the log decay of hidden states [B, T, D]: [B, T, H] or [B, T, H, channels]."""
-        step = self.step_size(x)
+        return self.decay(self.step_size(x, groups))
+
+    def decay(self, step: Tensor) -> Tensor:
+        """Return the log decay for step sizes."""
         rate = self.log_rate.to(step.dtype).exp()
         return -step * (rate if step.ndim == 3 else rate[:, None])
 
-    def step_size(self, x: Tensor) -> Tensor:
+    def step_size(self, x: Tensor, groups: Groups | None = None) -> Tensor:
         """Return the step sizes, in the shape of the gate."""
-        return F.softplus(self.project(x))
+        return F.softplus(self.project(x, groups))
 
     def initial_values(self) -> InitialValues:
         """Return every parameter with its initial value."""
         span = math.log(_LONGEST_STEP / _SHORTEST_STEP)
-        step = _SHORTEST_STEP * torch.exp(span * torch.rand_like(self.up.bias))
+        bias = self.up.bias
+        assert bias is not None
+        step = _SHORTEST_STEP * torch.exp(span * torch.rand_like(bias))
         rate = _SMALLEST_RATE + (_LARGEST_RATE - _SMALLEST_RATE) * torch.rand_like(self.log_rate)
         inverse_softplus = step + torch.log(-torch.expm1(-step))
-        values = [(p, value) for p, value in super().initial_values() if p is not self.up.bias]
-        return [*values, (self.up.bias, inverse_softplus), (self.log_rate, rate.log())]
+        values = [(p, value) for p, value in super().initial_values() if p is not bias]
+        return [*values, (bias, inverse_softplus), (self.log_rate, rate.log())]
 
 
 class BoundedDecay(ProjectedGate):
@@ -178,9 +178,9 @@ class BoundedDecay(ProjectedGate):
         self.lowest = min(sizes.layer_index / sizes.num_layers, _HIGHEST_BOUND)
         self.bound = nn.Parameter(torch.empty(self.shape)) if sizes.layer_index > 0 else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: Groups | None = None) -> Tensor:
         """Return the log decay of hidden states [B, T, D]: [B, T, H] or [B, T, H, channels]."""
-        free = F.logsigmoid(self.project(x))
+        free = F.logsigmoid(self.project(x, groups))
         if self.bound is None:
             return free
         bound = self.bound.to(free.dtype)
@@ -208,7 +208,7 @@ class ConstantDecay(Gate):
         self.num_heads = sizes.num_heads
         self.function = function
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: Groups | None = None) -> Tensor:
         """Return the log decay for hidden states [B, T, D]: [B, T, H]."""
         heads = torch.arange(self.num_heads, dtype=state_dtype(x.dtype), device=x.device)
         return self.function(heads).expand(*x.shape[:2], -1)
@@ -216,3 +216,9 @@ class ConstantDecay(Gate):
     def initial_values(self) -> InitialValues:
         """Return nothing: there is nothing to learn."""
         return []
+
+
+def _projection(sizes: GateSizes, width: int, out: int, bias: str | None) -> AnyProjection:
+    if sizes.num_memories is None:
+        return Projection(width, out, bias=bias is not None)
+    return GroupedProjection(sizes.num_memories, width, out, bias)
