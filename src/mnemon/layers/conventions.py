@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 
 from mnemon.layers.gates import BoundedDecay, ConstantDecay, Gate, GateSizes, ProjectedGate, StepSizeDecay
+from mnemon.layers.head_inputs import Activation, Norm
 from mnemon.ops import UpdateRule
 from mnemon.ops.declaration import GateSpec
 
-Activation = Literal["identity", "silu", "elu_plus_one"]
 GateMaker = Callable[[GateSpec, GateSizes], Gate]
 
 
@@ -50,7 +50,7 @@ class Conventions:
     shared_qk: bool = False
     conv_bias: bool = False
     rotary: bool = False
-    qk_norm: Literal["l2", "rms"] | None = None
+    qk_norm: Norm | None = None
     scale_queries: bool = True
     keys_from: str | None = None
     complements: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Conventions:
     values_times_step: bool = False
     skip: bool = False
     learned_start: tuple[str, ...] = ()
-    output_activation: Activation = "identity"
+    output_activation: Literal["identity", "silu"] = "identity"
     output_norm: Literal["head", "width", "layer"] = "head"
     output_gate: Literal["silu", "sigmoid"] | None = "silu"
     gate_first: bool = False

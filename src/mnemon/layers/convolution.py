@@ -1,9 +1,11 @@
 """Short causal convolution over the tokens of each sequence, with what it needs of earlier tokens as a value."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class ShortConvolution(nn.Module):
@@ -40,7 +42,7 @@ class ShortConvolution(nn.Module):
         """
         tokens = x.shape[1]
         extended = torch.cat([tail, x], dim=1)
-        y = self._slide(extended, tokens)
+        y = self._slide(extended)[:, self.size - 1 :]
         if lengths is None:
             return y, extended[:, tokens:]
         index = lengths[:, None] + torch.arange(self.size - 1, device=x.device)
@@ -58,23 +60,55 @@ class ShortConvolution(nn.Module):
             y [1, T, D] and the new tails.
         """
         before = self.size - 1
-        sequences, tokens = tail.shape[0], x.shape[1]
-        number = torch.arange(sequences, device=x.device)
-        place = torch.arange(tokens, device=x.device)
-        # Every sequence gets its tail in front of it; `place` is where a token stands then.
-        sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), place, right=True)
-        place = place + (sequence + 1) * before
-        front = cu_seqlens[:-1, None] + number[:, None] * before + torch.arange(before, device=x.device)
-        order = torch.cat([front.flatten(), place]).argsort()
-        extended = torch.cat([tail.flatten(0, 1), x[0]]).index_select(0, order)[None]
-        y = self._slide(extended, extended.shape[1] - before)[:, place - before]
-        ends = cu_seqlens[1:, None] + number[:, None] * before + torch.arange(before, device=x.device)
-        return y, extended[0, ends]
+        # Only the first tokens of a sequence see its tail: they are convolved apart, the others as one stream.
+        column = torch.arange(2 * before, device=x.device)
+        starts, stops = cu_seqlens[:-1, None], cu_seqlens[1:, None]
+        head = starts + column[:before]
+        within = head < stops
+        first = x[0].index_select(0, head.clamp(max=max(x.shape[1] - 1, 0)).flatten()).unflatten(0, head.shape)
+        heads = self._slide(torch.cat([tail, first], dim=1))
+        y = self._slide(x)[0].index_copy(0, head[within], heads[:, before:][within])
+        # The new tail are the last tokens of the old tail followed by the sequence.
+        last = stops - before + column[:before]
+        recent = x[0].index_select(0, last.clamp(min=0).flatten()).unflatten(0, last.shape)
+        older = torch.take_along_dim(tail, (last - starts + before).clamp(0, before - 1)[..., None], dim=1)
+        return y[None], torch.where((last >= starts)[..., None], recent, older)
 
-    def _slide(self, extended: Tensor, tokens: int) -> Tensor:
-        """Add up the shifted tokens [B, tokens + size - 1, D], each times its weight."""
-        weight = self.weight.to(extended.dtype)
-        y = extended[:, :tokens] * weight[:, 0]
-        for shift in range(1, self.size):
-            y = torch.addcmul(y, extended[:, shift : shift + tokens], weight[:, shift])
-        return y if self.bias is None else y + self.bias.to(extended.dtype)
+    def _slide(self, x: Tensor) -> Tensor:
+        """Convolve rows [B, T, D] with zeros before the first token."""
+        y: Tensor = _Slide.apply(x, self.weight.to(x.dtype))
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+
+class _Slide(torch.autograd.Function):
+    """y_t = sum over j of w_j x_{t-j}, w_0 the last column of the weight, zeros before the first token.
+
+    The same as a sum of shifted tokens; autograd would keep one copy of the tokens for every shift, and fill as many
+    with zeros on the way back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        size = weight.shape[1]
+        y = x * weight[:, size - 1]
+        for shift in range(1, min(size, x.shape[1])):
+            y[:, shift:].addcmul_(x[:, :-shift], weight[:, size - 1 - shift])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        size = weight.shape[1]
+        to_x, to_weight = None, None
+        if ctx.needs_input_grad[0]:
+            to_x = gradient * weight[:, size - 1]
+            for shift in range(1, min(size, x.shape[1])):
+                to_x[:, :-shift].addcmul_(gradient[:, shift:], weight[:, size - 1 - shift])
+        if ctx.needs_input_grad[1]:
+            to_weight = torch.zeros_like(weight)
+            for shift in range(min(size, x.shape[1])):
+                products = gradient[:, shift:] * x[:, : x.shape[1] - shift]
+                to_weight[:, size - 1 - shift] = products.sum(dim=(0, 1))
+        return to_x, to_weight

@@ -12,7 +12,7 @@ Source: the layers published with the rules (docs/linear-memory-layer.md names t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,21 +23,20 @@ from mnemon.errors import ConfigError, ShapeError
 from mnemon.layers.conventions import conventions
 from mnemon.layers.convolution import ShortConvolution
 from mnemon.layers.gates import Gate, GateSizes, ProjectedGate, StepSizeDecay
+from mnemon.layers.head_inputs import head_inputs
 from mnemon.layers.projection import AnyProjection, GroupedProjection, Groups, InitialValues, Projection
 from mnemon.ops import get_rule
 from mnemon.ops.declaration import Dimensions
 from mnemon.ops.forms import FORMS
-from mnemon.ops.state import state_dtype
+from mnemon.ops.state import leaves, rebuild, state_dtype
 from mnemon.ops.validation import check_settings
 
 _NORM_EPS = 1e-5
-_UNIT_EPS = 1e-6
 _ROTARY_BASE = 10000.0
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
-    "elu_plus_one": lambda x: F.elu(x) + 1,
 }
 
 
@@ -53,6 +52,20 @@ class LinearMemoryState(NamedTuple):
     tail: Tensor
     memory: Any
     position: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in order."""
+        return (self.tail, *leaves(self.memory), self.position)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "LinearMemoryState":
+        """Return a state of the same kind made of other tensors, in the order of `tensors`."""
+        tail, *memory, position = tensors
+        return LinearMemoryState(tail, rebuild(self.memory, memory), position)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "LinearMemoryState":
+        """Apply a function to every tensor."""
+        return self.with_tensors([function(tensor) for tensor in self.tensors])
 
 
 class MemoryInputs(NamedTuple):
@@ -251,19 +264,17 @@ class MemoryLayer(nn.Module):
         do = self.conventions
         lengths = None if mask is None else mask.sum(dim=1)
         streams, tail = self._convolve(inputs.streams, state.tail, lengths, cu_seqlens)
-        q = self._heads(streams[0], do.q_activation, self.head_dim)
-        v = self._heads(streams[-1], do.v_activation, self.value_dim)
+        factor = 1 / math.sqrt(self.head_dim) if do.scale_queries else 1.0
+        heads = [x.unflatten(-1, (-1, self.head_dim)) for x in streams[:-1]]
+        q = head_inputs(heads[0], do.q_activation, do.qk_norm, factor).expand(-1, -1, self.num_heads, -1)
+        v = head_inputs(streams[-1], do.v_activation).unflatten(-1, (-1, self.value_dim))
         if do.keys_from is None:
-            k = self._heads(streams[1], do.k_activation, self.head_dim)
+            k = head_inputs(heads[1], do.k_activation, do.qk_norm).expand(-1, -1, self.num_heads, -1)
         else:
-            k = -torch.expm1(inputs.gates[do.keys_from]).to(q.dtype)
+            k = head_inputs(-torch.expm1(inputs.gates[do.keys_from]).to(q.dtype), "identity", do.qk_norm)
         place, position = _positions(state.position, q.shape[1], lengths, cu_seqlens)
-        if do.rotary:
+        if do.rotary:  # which changes no length
             q, k = _rotate(q, place), _rotate(k, place)
-        if do.qk_norm is not None:
-            q, k = (_to_unit(z, 1.0 if do.qk_norm == "l2" else math.sqrt(self.head_dim)) for z in (q, k))
-        if do.scale_queries:
-            q = q / math.sqrt(self.head_dim)
         written = v if inputs.step is None else (v * inputs.step[..., None]).to(v.dtype)
         weights = {name: weight.to(state_dtype(q.dtype)) for name, weight in self.weights.items()}
         o, memory = self.rule(
@@ -288,10 +299,6 @@ class MemoryLayer(nn.Module):
         elif self.conv is not None:
             streams, tail = self.conv(streams, tail, lengths)
         return streams.split(self.widths, dim=-1), tail
-
-    def _heads(self, x: Tensor, activation: str, width: int) -> Tensor:
-        """Apply an activation to [B, T, H d], or [B, T, d] for all heads, and split it into heads, [B, T, H, d]."""
-        return _ACTIVATIONS[activation](x).unflatten(-1, (-1, width)).expand(-1, -1, self.num_heads, -1)
 
     def _normalise(self, o: Tensor, x: Tensor) -> Tensor:
         """Turn the rule's output [B, T, H, V] into what is projected back, [B, T, H V]."""
@@ -363,12 +370,6 @@ def _projection(width: int, out: int, num_projections: int | None) -> AnyProject
     if num_projections is None:
         return Projection(width, out, bias=False)
     return GroupedProjection(num_projections, width, out)
-
-
-def _to_unit(x: Tensor, norm: float) -> Tensor:
-    """Scale the last dimension to a length, in float32 at least."""
-    wide = x.to(state_dtype(x.dtype))
-    return (wide * (norm * torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + _UNIT_EPS))).to(x.dtype)
 
 
 def _positions(before: Tensor, tokens: int, lengths: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """States of update rules as values: a tensor or a NamedTuple of tensors, handled alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def leaves(state: Any) -> tuple[Tensor, ...]:
     """Return the tensors of a state, in order."""
     return (state,) if isinstance(state, Tensor) else tuple(state)
+
+
+def rebuild(like: Any, tensors: Sequence[Tensor]) -> Any:
+    """Return a state of the same kind as `like` made of `tensors`, in the order of `leaves`."""
+    return tensors[0] if isinstance(like, Tensor) else type(like)(*tensors)
 
 
 def combine(function: Callable[..., Tensor], *states: Any) -> Any:
