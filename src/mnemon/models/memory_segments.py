@@ -16,7 +16,7 @@ from mnemon.layers.memory_diagnostics import MemoryDiagnostics, written_share
 from mnemon.models.graft import attached
 from mnemon.models.segmented_decoder import SegmentedDecoder, call_tensor
 from mnemon.models.segments import SegmentCall
-from mnemon.models.state import MemoryState
+from mnemon.models.state import LM2State
 
 
 class MemorySegments:
@@ -52,8 +52,8 @@ class MemorySegments:
         self.initial = initial
 
     def run(
-        self, inputs: Tensor, call: SegmentCall, state: MemoryState, slots: np.ndarray, writes: bool
-    ) -> tuple[Tensor, MemoryState]:
+        self, inputs: Tensor, call: SegmentCall, state: LM2State, slots: np.ndarray, writes: bool
+    ) -> tuple[Tensor, LM2State]:
         """Run one call of the decoder, within one segment of every row.
 
         Args:
@@ -74,7 +74,7 @@ class MemorySegments:
         state = replace(state, decoder=decoder, statistics=tuple(statistics), projections=projections)
         return logits, self._close(state, call) if self.banks and writes and call.completes.any() else state
 
-    def _open(self, state: MemoryState) -> tuple[SegmentRead, ...]:
+    def _open(self, state: LM2State) -> tuple[SegmentRead, ...]:
         """Return every block's projections of the bank its tokens read."""
         if not self.banks or state.projections:
             return state.projections if self.banks else ()
@@ -86,7 +86,7 @@ class MemorySegments:
     def _attached(
         self,
         call: SegmentCall,
-        state: MemoryState,
+        state: LM2State,
         segments: tuple[SegmentRead, ...],
         statistics: list[WriteStatistics] | None,
     ) -> Any:
@@ -116,12 +116,12 @@ class MemorySegments:
 
         return attached(self.decoder.blocks, self.decoder.joins, self.indices, term)
 
-    def _written_share(self, state: MemoryState, order: int) -> Tensor:
+    def _written_share(self, state: LM2State, order: int) -> Tensor:
         layer = 0 if self.is_depth else order
         with torch.no_grad():
             return written_share(state.bank[:, layer], state.kept[:, layer], self.initial)
 
-    def _close(self, state: MemoryState, call: SegmentCall) -> MemoryState:
+    def _close(self, state: LM2State, call: SegmentCall) -> LM2State:
         """Update the bank of every row whose segment is complete, block after block, and empty its statistics."""
         everywhere = bool(call.completes.all())
         complete = None if everywhere else torch.from_numpy(call.completes).to(state.bank.device)

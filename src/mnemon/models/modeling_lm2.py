@@ -1,7 +1,7 @@
 """LM2: a Hugging Face decoder with a gated memory bank beside its attention.
 
 The decoder is called once per segment with hooks that add the memory term (`mnemon.models.graft`); everything carried
-from segment to segment is a `MemoryState`. The mathematics is in `mnemon.layers.memory_bank` and `docs/lm2.md`.
+from segment to segment is an `LM2State`. The mathematics is in `mnemon.layers.memory_bank` and `docs/lm2.md`.
 """
 
 from collections.abc import Iterator
@@ -15,21 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mnemon.errors import ConfigError, ShapeError, StateError
+from mnemon.errors import ConfigError, StateError
 from mnemon.layers.memory_bank import BankProjection, MemoryBank, initial_bank, state_dtype
 from mnemon.layers.memory_diagnostics import MemoryDiagnostics
 from mnemon.models.adapter import load_adapter, save_adapter
 from mnemon.models.base_model import BaseReference, as_base, describe, freeze
 from mnemon.models.configuration_lm2 import LM2Config
-from mnemon.models.graft import Block, memory_blocks
+from mnemon.models.graft import memory_blocks
+from mnemon.models.memory_model import MemoryModel, new_base
 from mnemon.models.memory_segments import MemorySegments
 from mnemon.models.segmented_decoder import SegmentedDecoder
-from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, host_mask, plan_calls
-from mnemon.models.state import MemoryCache, MemoryState
+from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, plan_calls
+from mnemon.models.state import LM2State, MemoryCache
 
 _DEFAULT_SINKS = 4
 
@@ -45,30 +46,7 @@ class LM2Output(CausalLMOutputWithPast):
     diagnostics: dict[str, Tensor] | None = None
 
 
-class LM2PreTrainedModel(PreTrainedModel):
-    """What Hugging Face needs to know about LM2: configuration class, initialisation, what is not supported."""
-
-    config: LM2Config
-    base_model_prefix = "base"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _is_stateful = True  # a memory cannot be rolled back, so assisted generation is refused by the library
-    _skip_keys_device_placement = {"past_key_values"}  # noqa: RUF012 (the library declares it per instance)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, MemoryBank):
-            for parameter, value in module.initial_values():
-                init.copy_(parameter, value)
-        elif isinstance(module, LM2ForCausalLM):
-            init.copy_(module.initial_memory, initial_bank(self.config.num_slots, _slot_dim(self.config)))
-        elif not isinstance(module, BankProjection):
-            super()._init_weights(module)
-
-
-class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
+class LM2ForCausalLM(MemoryModel):
     """A causal language model with an LM2 memory.
 
     The decoder lives unchanged under `base.`, one `MemoryBank` per chosen block under `memory.`. `forward` takes
@@ -83,12 +61,23 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         LM2: Large Memory Models, arXiv:2502.06049.
     """
 
+    config: LM2Config
     initial_memory: Tensor
     base_reference: BaseReference | None = None  # known once the base is frozen
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, MemoryBank):
+            for parameter, value in module.initial_values():
+                init.copy_(parameter, value)
+        elif isinstance(module, LM2ForCausalLM):
+            init.copy_(module.initial_memory, initial_bank(self.config.num_slots, _slot_dim(self.config)))
+        elif not isinstance(module, BankProjection):
+            super()._init_weights(module)
+
     def __init__(self, config: LM2Config, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.base = _new_base(config) if base is None else base
+        self.base = new_base(config) if base is None else base
         self.segmented = SegmentedDecoder(
             self.base,
             config.segment_length,
@@ -164,13 +153,6 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         """Write the memory alone, without the base (see `mnemon.models.adapter.save_adapter`)."""
         return save_adapter(self, folder)
 
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode; a base without trainable parameters stays in evaluation mode, so without dropout."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.base.parameters()):
-            self.base.eval()
-        return self
-
     @property
     def banks(self) -> list[MemoryBank]:
         """The memory banks in block order."""
@@ -179,39 +161,6 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             raise ConfigError("PEFT has wrapped the memory; leave it out of modules_to_save and train it as it is")
         return banks
 
-    @property
-    def blocks(self) -> list[Block]:
-        """The decoder's blocks."""
-        return self.segmented.blocks
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the decoder's token embedding."""
-        return self.base.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's token embedding."""
-        self.base.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the decoder's language-model head."""
-        return self.base.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's language-model head."""
-        self.base.set_output_embeddings(value)
-
-    def get_decoder(self) -> PreTrainedModel:
-        """Return the decoder under the memory."""
-        return self.base.get_decoder()
-
-    def _embedding_weight(self) -> Tensor:
-        return cast(Tensor, self.get_input_embeddings().weight)
-
-    def set_attn_implementation(self, attn_implementation: str | dict[Any, Any], *args: Any, **kwargs: Any) -> None:
-        """Choose the attention implementation of the decoder (the memory has only one)."""
-        self.base.set_attn_implementation(attn_implementation, *args, **kwargs)
-        self.config._attn_implementation_internal = self.base.config._attn_implementation
-
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """Recompute each segment in the backward pass instead of keeping its activations.
 
@@ -219,38 +168,16 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         off, because it drops the cache that carries the state. `gradient_checkpointing_kwargs` are accepted as Hugging
         Face passes them; only `use_reentrant=False` exists.
         """
-        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise ConfigError("use_reentrant=True cannot carry a memory state; leave it out")
-        self.gradient_checkpointing = True
+        self._enable_checkpointing(gradient_checkpointing_kwargs)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep all activations again."""
-        self.gradient_checkpointing = False
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether segments are recomputed in the backward pass."""
-        return self.gradient_checkpointing
-
-    def compile_for_training(self, **options: Any) -> None:
-        """Compile the feed-forward of every block with `torch.compile`; what is around it changes from call to call.
-
-        Args:
-            **options: of `torch.compile`.
-        """
-        for block in self.blocks:
-            for name, child in block.module.named_children():
-                if child is not block.attention and "norm" not in name and any(True for _ in child.parameters()):
-                    child.compile(**options)
-
-    def initial_state(self, batch_size: int) -> MemoryState:
+    def initial_state(self, batch_size: int) -> LM2State:
         """Return the state before the first token."""
         config = self.config
         like = self.banks[0].output.weight if self.banks else self._embedding_weight()
         layers = 1 if config.flow == "depth" else len(self.banks)
         bank = self.initial_memory.to(dtype=state_dtype(like.dtype), device=like.device)
         bank = bank.expand(batch_size, layers, -1, -1)
-        return MemoryState(
+        return LM2State(
             decoder=self.segmented.initial_state(batch_size),
             bank=bank,
             kept=torch.ones_like(bank),
@@ -290,20 +217,11 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
             StateError: for a cache that is not this model's or of another batch size.
         """
-        inputs = self._check_inputs(input_ids, inputs_embeds)
-        batch_size, width = inputs.shape[:2]
-        cache = self._check_cache(past_key_values, batch_size)
-        state = self.initial_state(batch_size) if cache is None or cache.state is None else cache.state
-        mask = host_mask(attention_mask, batch_size, width)
-        wanted = _wanted_columns(logits_to_keep, width)
-        if use_cache is None:
-            use_cache = not self.training
-        carry_on = use_cache or cache is not None
         collector = MemoryDiagnostics() if output_diagnostics else self._collector
-        logits, state = self._stream(inputs, mask, state, wanted, knock_out_memory, carry_on, collector)
-        if carry_on:
-            cache = MemoryCache() if cache is None else cache
-            cache.memory.state, cache.memory.columns = state, cache.memory.columns + width
+        read = partial(self._stream, knock_out=knock_out_memory, diagnostics=collector)
+        logits, cache = self._read_call(
+            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, logits_to_keep, read
+        )
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -319,96 +237,27 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         finally:
             self._collector = None
 
-    def generate(
-        self, inputs: Tensor | None = None, *args: Any, memory: MemoryState | None = None, **kwargs: Any
-    ) -> Any:
-        """Generate as every Hugging Face model does, optionally continuing from a memory.
-
-        Args:
-            inputs: prompt ids [B, T], left-padded where rows differ in length.
-            memory: state to continue from; it is not changed. None = a fresh one.
-            knock_out_memory: run without the memory.
-        Raises:
-            ShapeError: for an empty or fully padded prompt, padding on the right, or ids outside the vocabulary.
-            StateError: if `memory` has another batch size than the prompt.
-        """
-        prompt = inputs if inputs is not None else kwargs.get("input_ids")
-        if prompt is not None:
-            _check_prompt(prompt, kwargs.get("attention_mask"))
-        if kwargs.get("cache_implementation") is not None:
-            raise ConfigError(
-                f"cache_implementation={kwargs['cache_implementation']!r} is not for LM2, which keeps its own "
-                "memory cache; leave it out"
+    def _check_state(self, state: LM2State) -> None:
+        layers = 1 if self.config.flow == "depth" else len(self.banks)
+        bank = (layers, *self.initial_memory.shape)
+        blocks, found = self.config.num_hidden_layers, len(state.decoder.base)
+        if not isinstance(state, LM2State) or state.bank.shape[1:] != bank or found != blocks:
+            held = f"bank {list(state.bank.shape[1:])}" if isinstance(state, LM2State) else "no bank"
+            raise StateError(
+                f"the memory is of another model: {held}, {found} blocks; this one has bank {list(bank)}, {blocks} "
+                "blocks"
             )
-        if kwargs.get("use_cache", True) and kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = MemoryCache(None if memory is None else memory.branch())
-        elif memory is not None:
-            raise StateError("memory= cannot be combined with use_cache=False or past_key_values=; choose one")
-        return cast(Any, super()).generate(inputs, *args, **kwargs)
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Prepare one decoding step; after the prompt every token is real, so no mask is read from the device."""
-        model_inputs: dict[str, Any] = cast(Any, super()).prepare_inputs_for_generation(*args, **kwargs)
-        cache = model_inputs.get("past_key_values")
-        if isinstance(cache, MemoryCache) and cache.memory.columns > 0 and not kwargs.get("is_first_iteration"):
-            model_inputs.pop("attention_mask", None)
-        return model_inputs
-
-    def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ShapeError("pass exactly one of input_ids and inputs_embeds")
-        inputs = input_ids if input_ids is not None else inputs_embeds
-        assert inputs is not None
-        if inputs.ndim != (2 if input_ids is not None else 3) or 0 in inputs.shape:
-            shape = "[batch, tokens >= 1]" if input_ids is not None else "[batch, tokens >= 1, hidden_size]"
-            raise ShapeError(f"expected inputs of shape {shape}, got {list(inputs.shape)}")
-        if input_ids is not None:
-            if input_ids.dtype not in (torch.int64, torch.int32):
-                raise ShapeError(f"input_ids must be integers (int64 or int32), got {input_ids.dtype}")
-            # Reading ids back from a device stalls it, so single decoding steps there go unchecked.
-            if input_ids.device.type == "cpu" or input_ids.shape[1] > 1:
-                self._check_vocabulary(input_ids)
-        return inputs
-
-    def _check_vocabulary(self, input_ids: Tensor) -> None:
-        low, high = (int(bound) for bound in torch.aminmax(input_ids))
-        size = self.config.vocab_size
-        if low < 0 or high >= size:
-            raise ShapeError(
-                f"token id {low if low < 0 else high} is outside the vocabulary of {size} (ids 0 to {size - 1}); "
-                "was the text encoded with this model's tokenizer?"
-            )
-
-    def _check_cache(self, cache: Any, batch_size: int) -> MemoryCache | None:
-        if cache is None:
-            return None
-        if not isinstance(cache, MemoryCache):
-            kind = type(cache).__name__
-            raise StateError(f"past_key_values must be a MemoryCache, got {kind}; leave it out to start")
-        state = cache.state
-        if state is not None:
-            if state.batch_size != batch_size:
-                raise StateError(f"the memory holds {state.batch_size} rows, the input has {batch_size}")
-            layers = 1 if self.config.flow == "depth" else len(self.banks)
-            bank = (layers, *self.initial_memory.shape)
-            blocks, found = self.config.num_hidden_layers, len(state.decoder.base)
-            if state.bank.shape[1:] != bank or found != blocks:
-                raise StateError(
-                    f"the memory is of another model: bank {list(state.bank.shape[1:])}, {found} blocks; "
-                    f"this one has bank {list(bank)}, {blocks} blocks"
-                )
-        return cache
 
     def _stream(
         self,
         inputs: Tensor,
         mask: np.ndarray | None,
-        state: MemoryState,
+        state: LM2State,
         wanted: np.ndarray | None,
-        knock_out: bool,
         carry_on: bool,
+        knock_out: bool,
         diagnostics: MemoryDiagnostics | None,
-    ) -> tuple[Tensor, MemoryState]:
+    ) -> tuple[Tensor, LM2State]:
         """Run all segments of an input; returns the logits of the wanted columns [B, kept, V] and the new state.
 
         Only what is wanted is kept of a segment, so without gradients the memory needed does not grow with the input.
@@ -417,9 +266,8 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         batch_size, width = inputs.shape[:2]
         length = self.config.segment_length
         total = count_calls(mask, width, state.counts, length)
-        kept = width if wanted is None else len(wanted)
-        if total == 0:  # every token is masked: nothing happens, and the logits are undefined
-            return self._embedding_weight().new_zeros(batch_size, kept, self.config.vocab_size), state
+        if total == 0:  # every token is masked: nothing happens
+            return self._no_logits(inputs, wanted), state
         real = width if mask is None else mask.sum(axis=1)
         self.segmented.check_positions(np.asarray(state.counts) + real)
         self.segmented.prepare()
@@ -445,14 +293,6 @@ class LM2ForCausalLM(LM2PreTrainedModel, GenerationMixin):
         return collector.result(), state
 
 
-def _new_base(config: LM2Config) -> PreTrainedModel:
-    try:
-        base: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config)
-    except ValueError as error:  # a kind of model the library has no causal language model for
-        raise ConfigError(f"base_config: {str(error).splitlines()[0]}") from error
-    return base
-
-
 def _slot_dim(config: LM2Config) -> int:
     """Return the slot width, which the configuration has resolved to a number."""
     return cast(int, config.slot_dim)
@@ -460,21 +300,3 @@ def _slot_dim(config: LM2Config) -> int:
 
 def _stacked(layers: list[Tensor]) -> Tensor:
     return layers[0][:, None] if len(layers) == 1 else torch.stack(layers, dim=1)
-
-
-def _wanted_columns(logits_to_keep: int | Tensor, width: int) -> np.ndarray | None:
-    """Return the columns whose logits are wanted; None = all."""
-    if isinstance(logits_to_keep, Tensor):
-        return np.arange(width)[logits_to_keep.cpu().numpy()]
-    return None if logits_to_keep in (0, width) else np.arange(width)[-logits_to_keep:]
-
-
-def _check_prompt(prompt: Tensor, attention_mask: Tensor | None) -> None:
-    if prompt.ndim != 2 or prompt.shape[1] == 0:
-        raise ShapeError(f"the prompt must hold at least one token per row, got shape {list(prompt.shape)}")
-    if attention_mask is not None and attention_mask.ndim == 2:
-        empty = (attention_mask.sum(dim=1) == 0).nonzero()
-        if len(empty):
-            raise ShapeError(f"row {int(empty[0])} of the prompt is fully padded; give every row at least one token")
-        if not bool(attention_mask[:, -1].all()):
-            raise ShapeError("the prompt is padded on the right; set tokenizer.padding_side = 'left' to generate")

@@ -1,4 +1,4 @@
-"""The memory as a value: everything an LM2 model carries from one call to the next.
+"""The memory as a value: everything a model carries from one call to the next.
 
 `MemoryState` goes into a forward pass and a new one comes out; nothing in it is ever written in place, so sharing
 tensors between states (`branch`) is safe. `MemoryCacheLayer` lets the state ride through Hugging Face's `generate()`.
@@ -21,19 +21,10 @@ class MemoryState:
     """State of a batch of sequences after some tokens.
 
     Attributes:
-        decoder: what the decoder itself carries.
-        bank: memory slots, [B, 1, J, W] in flow `depth`, [B, blocks with memory, J, W] in flow `layer`.
-        kept: running product of the forget gates, same shape as `bank`: how much of the initial bank is left.
-        statistics: write statistics of the unfinished segment, one entry per block with memory.
-        projections: the running segment's projections of the bank, one entry per block with memory; empty where they
-            have to be computed (again). They follow from the bank, and spare decoding 6JW² operations per token.
+        decoder: what the decoder itself carries: keys and values, states of convolutions and of linear memories.
     """
 
     decoder: DecoderState
-    bank: Tensor
-    kept: Tensor
-    statistics: tuple[WriteStatistics, ...]
-    projections: tuple[SegmentRead, ...] = field(default=(), repr=False)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -44,6 +35,11 @@ class MemoryState:
     def batch_size(self) -> int:
         """Number of rows."""
         return len(self.counts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state is; the CPU before the first token."""
+        return next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
 
     def detach(self) -> Self:
         """Return the same state cut off from the gradients of what led to it."""
@@ -65,21 +61,49 @@ class MemoryState:
         chosen = self._map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
         return replace(chosen, decoder=self.decoder.select(rows, rows.tolist()))
 
-    def num_bytes(self) -> int:
-        """Return the bytes all tensors of the state take, without what follows from others."""
-        sizes: list[int] = []
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors of the state, without what follows from others."""
+        found: list[Tensor] = []
 
         def note(tensor: Tensor) -> Tensor:
-            sizes.append(tensor.numel() * tensor.element_size())
+            found.append(tensor)
             return tensor
 
-        replace(self, projections=())._map(note)
-        return sum(sizes)
+        self._map(note)
+        return found
+
+    def num_bytes(self) -> int:
+        """Return the bytes all tensors of the state take, without what follows from others."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+    def _map(self, function: Any) -> Self:
+        return replace(self, decoder=self.decoder.map(function))
+
+
+@dataclass(frozen=True)
+class LM2State(MemoryState):
+    """State of a batch of sequences that an LM2 model has read.
+
+    Attributes:
+        bank: memory slots, [B, 1, J, W] in flow `depth`, [B, blocks with memory, J, W] in flow `layer`.
+        kept: running product of the forget gates, same shape as `bank`: how much of the initial bank is left.
+        statistics: write statistics of the unfinished segment, one entry per block with memory.
+        projections: the running segment's projections of the bank, one entry per block with memory; empty where they
+            have to be computed (again). They follow from the bank, and spare decoding 6JW² operations per token.
+    """
+
+    bank: Tensor
+    kept: Tensor
+    statistics: tuple[WriteStatistics, ...]
+    projections: tuple[SegmentRead, ...] = field(default=(), repr=False)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors of the state, without what follows from others."""
+        return MemoryState.tensors(replace(self, projections=()))
 
     def _map(self, function: Any) -> Self:
         return replace(
-            self,
-            decoder=self.decoder.map(function),
+            super()._map(function),
             bank=function(self.bank),
             kept=function(self.kept),
             statistics=tuple(WriteStatistics(*map(function, entry)) for entry in self.statistics),
@@ -90,7 +114,7 @@ class MemoryState:
 class MemoryCacheLayer(CacheLayerMixin):
     """The one layer of a `MemoryCache`: holds a `MemoryState` and the number of columns `generate()` has fed."""
 
-    _layer_type = "lm2_memory"
+    _layer_type = "mnemon_memory"
     supports_early_init = False
 
     def __init__(self, state: MemoryState | None = None, **_: Any) -> None:
@@ -112,7 +136,7 @@ class MemoryCacheLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Refuse: keys and values live in the state."""
-        raise StateError("a memory cache takes no keys or values; pass it to an LM2 model as past_key_values")
+        raise StateError("a memory cache takes no keys or values; pass it to the model as past_key_values")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of columns after a call of `query_length`, and offset 0."""
@@ -150,7 +174,7 @@ class MemoryCacheLayer(CacheLayerMixin):
     def offload(self) -> None:
         """Move the state to the CPU."""
         if self.state is not None:
-            self._device = self.state.bank.device
+            self._device = self.state.device
             self.state = self.state.to("cpu")
 
     def prefetch(self) -> None:
@@ -164,7 +188,7 @@ class MemoryCacheLayer(CacheLayerMixin):
 
 
 class MemoryCache(Cache):
-    """What an LM2 model takes and returns as `past_key_values`.
+    """What our models take and return as `past_key_values`.
 
     Args:
         state: memory to continue from; None = a fresh one. It is never changed; the cache is given new states.

@@ -1,0 +1,255 @@
+"""What all our models do alike around a decoder: inputs checked, one call of any length, generation from a memory."""
+
+from collections.abc import Callable
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+
+from mnemon.errors import ConfigError, ShapeError, StateError
+from mnemon.models.composite_config import CompositeConfig
+from mnemon.models.graft import Block
+from mnemon.models.segmented_decoder import SegmentedDecoder
+from mnemon.models.segments import host_mask
+from mnemon.models.state import MemoryCache, MemoryState
+
+# Reads an input: (inputs [B, T(, D)], mask, state, wanted columns, whether the state is carried on) -> logits, state.
+Reader = Callable[[Tensor, np.ndarray | None, Any, np.ndarray | None, bool], tuple[Tensor, Any]]
+
+
+class MemoryModel(PreTrainedModel, GenerationMixin):
+    """A causal language model that carries a memory from call to call.
+
+    The decoder lives under `base.`; a subclass says what is carried (`initial_state`, `_check_state`) and how an input
+    is read. `position_ids` are accepted for compatibility and not used: positions count real tokens per row, whatever
+    the padding.
+    """
+
+    base_model_prefix = "base"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _is_stateful = True  # a memory cannot be rolled back, so assisted generation is refused by the library
+    _skip_keys_device_placement = {"past_key_values"}  # noqa: RUF012 (the library declares it per instance)
+
+    base: PreTrainedModel
+    segmented: SegmentedDecoder
+
+    def initial_state(self, batch_size: int) -> Any:
+        """Return the state before the first token."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The decoder's blocks."""
+        return self.segmented.blocks
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the decoder's token embedding."""
+        return self.base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's token embedding."""
+        self.base.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the decoder's language-model head."""
+        return self.base.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's language-model head."""
+        self.base.set_output_embeddings(value)
+
+    def get_decoder(self) -> PreTrainedModel:
+        """Return the decoder under the memory."""
+        return self.base.get_decoder()
+
+    def _embedding_weight(self) -> Tensor:
+        return cast(Tensor, self.get_input_embeddings().weight)
+
+    def set_attn_implementation(self, attn_implementation: str | dict[Any, Any], *args: Any, **kwargs: Any) -> None:
+        """Choose the attention implementation of the decoder (the memory has only one)."""
+        self.base.set_attn_implementation(attn_implementation, *args, **kwargs)
+        self.config._attn_implementation_internal = self.base.config._attn_implementation
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations again."""
+        self.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        return self.gradient_checkpointing
+
+    def compile_for_training(self, **options: Any) -> None:
+        """Compile the feed-forward of every block with `torch.compile`; what is around it changes from call to call.
+
+        Args:
+            **options: of `torch.compile`.
+        """
+        for block in self.blocks:
+            for name, child in block.module.named_children():
+                if child is not block.attention and "norm" not in name and any(True for _ in child.parameters()):
+                    child.compile(**options)
+
+    def _enable_checkpointing(self, gradient_checkpointing_kwargs: Any) -> None:
+        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ConfigError("use_reentrant=True cannot carry a memory state; leave it out")
+        self.gradient_checkpointing = True
+
+    def _read_call(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        inputs_embeds: Tensor | None,
+        use_cache: bool | None,
+        logits_to_keep: int | Tensor,
+        read: Reader,
+    ) -> tuple[Tensor, MemoryCache | None]:
+        """Check one call's inputs, read them, and return the logits and the cache with the new state.
+
+        Raises:
+            ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
+            StateError: for a cache that is not this model's or of another batch size.
+        """
+        inputs = self._check_inputs(input_ids, inputs_embeds)
+        batch_size, width = inputs.shape[:2]
+        cache = self._check_cache(past_key_values, batch_size)
+        state = self.initial_state(batch_size) if cache is None or cache.state is None else cache.state
+        mask = host_mask(attention_mask, batch_size, width)
+        if use_cache is None:
+            use_cache = not self.training
+        carry_on = use_cache or cache is not None
+        logits, state = read(inputs, mask, state, _wanted_columns(logits_to_keep, width), carry_on)
+        if carry_on:
+            cache = MemoryCache() if cache is None else cache
+            cache.memory.state, cache.memory.columns = state, cache.memory.columns + width
+        return logits, cache
+
+    def generate(
+        self, inputs: Tensor | None = None, *args: Any, memory: MemoryState | None = None, **kwargs: Any
+    ) -> Any:
+        """Generate as every Hugging Face model does, optionally continuing from a memory.
+
+        Args:
+            inputs: prompt ids [B, T], left-padded where rows differ in length.
+            memory: state to continue from; it is not changed. None = a fresh one.
+            **kwargs: as in Hugging Face, and what the model's `forward` takes (such as LM2's `knock_out_memory`).
+        Raises:
+            ShapeError: for an empty or fully padded prompt, padding on the right, or ids outside the vocabulary.
+            StateError: if `memory` has another batch size than the prompt.
+        """
+        prompt = inputs if inputs is not None else kwargs.get("input_ids")
+        if prompt is not None:
+            _check_prompt(prompt, kwargs.get("attention_mask"))
+        if kwargs.get("cache_implementation") is not None:
+            raise ConfigError(
+                f"cache_implementation={kwargs['cache_implementation']!r} is not for a model with a memory, which "
+                "keeps its own cache; leave it out"
+            )
+        if kwargs.get("use_cache", True) and kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = MemoryCache(None if memory is None else memory.branch())
+        elif memory is not None:
+            raise StateError("memory= cannot be combined with use_cache=False or past_key_values=; choose one")
+        return cast(Any, super()).generate(inputs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Prepare one decoding step; after the prompt every token is real, so no mask is read from the device."""
+        model_inputs: dict[str, Any] = cast(Any, super()).prepare_inputs_for_generation(*args, **kwargs)
+        cache = model_inputs.get("past_key_values")
+        if isinstance(cache, MemoryCache) and cache.memory.columns > 0 and not kwargs.get("is_first_iteration"):
+            model_inputs.pop("attention_mask", None)
+        return model_inputs
+
+    def _check_inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ShapeError("pass exactly one of input_ids and inputs_embeds")
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        assert inputs is not None
+        if inputs.ndim != (2 if input_ids is not None else 3) or 0 in inputs.shape:
+            shape = "[batch, tokens >= 1]" if input_ids is not None else "[batch, tokens >= 1, hidden_size]"
+            raise ShapeError(f"expected inputs of shape {shape}, got {list(inputs.shape)}")
+        if input_ids is not None:
+            if input_ids.dtype not in (torch.int64, torch.int32):
+                raise ShapeError(f"input_ids must be integers (int64 or int32), got {input_ids.dtype}")
+            # Reading ids back from a device stalls it, so single decoding steps there go unchecked.
+            if input_ids.device.type == "cpu" or input_ids.shape[1] > 1:
+                self._check_vocabulary(input_ids)
+        return inputs
+
+    def _check_vocabulary(self, input_ids: Tensor) -> None:
+        low, high = (int(bound) for bound in torch.aminmax(input_ids))
+        size = self.config.vocab_size
+        if low < 0 or high >= size:
+            raise ShapeError(
+                f"token id {low if low < 0 else high} is outside the vocabulary of {size} (ids 0 to {size - 1}); "
+                "was the text encoded with this model's tokenizer?"
+            )
+
+    def _check_cache(self, cache: Any, batch_size: int) -> MemoryCache | None:
+        if cache is None:
+            return None
+        if not isinstance(cache, MemoryCache):
+            kind = type(cache).__name__
+            raise StateError(f"past_key_values must be a MemoryCache, got {kind}; leave it out to start")
+        if cache.state is not None:
+            if cache.state.batch_size != batch_size:
+                raise StateError(f"the memory holds {cache.state.batch_size} rows, the input has {batch_size}")
+            self._check_state(cache.state)
+        return cache
+
+    def _check_state(self, state: Any) -> None:
+        """Refuse a state of another model.
+
+        Raises:
+            StateError: naming what differs.
+        """
+        raise NotImplementedError
+
+    def _no_logits(self, inputs: Tensor, wanted: np.ndarray | None) -> Tensor:
+        """Return the logits of an input of which every token is masked; they mean nothing."""
+        batch_size, width = inputs.shape[:2]
+        kept = width if wanted is None else len(wanted)
+        return self._embedding_weight().new_zeros(batch_size, kept, self.config.vocab_size)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; a base without trainable parameters stays in evaluation mode, so without dropout."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.base.parameters()):
+            self.base.eval()
+        return self
+
+
+def new_base(config: CompositeConfig) -> PreTrainedModel:
+    """Build the decoder of a configuration, with new weights.
+
+    Raises:
+        ConfigError: for a kind of model the library has no causal language model for.
+    """
+    try:
+        base: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config)
+    except ValueError as error:
+        raise ConfigError(f"base_config: {str(error).splitlines()[0]}") from error
+    return base
+
+
+def _wanted_columns(logits_to_keep: int | Tensor, width: int) -> np.ndarray | None:
+    """Return the columns whose logits are wanted; None = all."""
+    if isinstance(logits_to_keep, Tensor):
+        return np.arange(width)[logits_to_keep.cpu().numpy()]
+    return None if logits_to_keep in (0, width) else np.arange(width)[-logits_to_keep:]
+
+
+def _check_prompt(prompt: Tensor, attention_mask: Tensor | None) -> None:
+    if prompt.ndim != 2 or prompt.shape[1] == 0:
+        raise ShapeError(f"the prompt must hold at least one token per row, got shape {list(prompt.shape)}")
+    if attention_mask is not None and attention_mask.ndim == 2:
+        empty = (attention_mask.sum(dim=1) == 0).nonzero()
+        if len(empty):
+            raise ShapeError(f"row {int(empty[0])} of the prompt is fully padded; give every row at least one token")
+        if not bool(attention_mask[:, -1].all()):
+            raise ShapeError("the prompt is padded on the right; set tokenizer.padding_side = 'left' to generate")
