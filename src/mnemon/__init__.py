@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mnemon import data, evaluation, models, ops, training
     from mnemon.models.configuration_lm2 import LM2Config
+    from mnemon.models.configuration_mom import MoMConfig
     from mnemon.models.modeling_lm2 import LM2ForCausalLM
+    from mnemon.models.modeling_mom import MoMForCausalLM
     from mnemon.models.state import MemoryState
 
 __version__ = "0.1.0"
@@ -19,6 +21,8 @@ __all__ = [
     "LM2Config",
     "LM2ForCausalLM",
     "MemoryState",
+    "MoMConfig",
+    "MoMForCausalLM",
     "__version__",
     "data",
     "evaluation",
@@ -33,6 +37,8 @@ _MODEL_NAMES = {
     "LM2Config": "mnemon.models.configuration_lm2",
     "LM2ForCausalLM": "mnemon.models.modeling_lm2",
     "MemoryState": "mnemon.models.state",
+    "MoMConfig": "mnemon.models.configuration_mom",
+    "MoMForCausalLM": "mnemon.models.modeling_mom",
 }
 _SUBPACKAGES = ("data", "evaluation", "models", "ops", "training")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mnemon.errors import ConfigError, StateError
 from mnemon.layers.memory_layer import LinearMemoryState, MemoryInputs, MemoryLayer
-from mnemon.layers.projection import Groups, InitialValues, Matrices, one_group
+from mnemon.layers.projection import GroupedProjection, Groups, InitialValues, Matrices, one_group
 from mnemon.layers.routing import Router, Routing, Share, mix, pack, shares, step
 from mnemon.ops.masking import take, valid_first
 
@@ -124,6 +124,12 @@ class MixtureOfMemories(MemoryLayer):
         """Return every parameter with its initial value; a model's `_init_weights` copies them in."""
         router = self.router.initial_values() if hasattr(self, "router") else []
         return [*super().initial_values(), *router]
+
+    def num_idle_parameters(self) -> int:
+        """Return how many parameters take no part in the computation for one token: those of memories not chosen."""
+        idle = self.num_memories - self.router.top_k
+        own = [module for module in self.modules() if isinstance(module, GroupedProjection)]
+        return sum(idle * parameter[0].numel() for module in own for parameter in module.own_parameters())
 
     def initial_mixture(self, batch_size: int, like: Tensor) -> MixtureState:
         """Return the state before the first token.

@@ -80,6 +80,10 @@ class GroupedProjection(nn.Module):
         shape = {"memory": (num_memories, out_features), "shared": (out_features,)}
         self.bias = None if bias is None else nn.Parameter(torch.empty(shape[bias]))
 
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of which every memory has its own, [M, ...]."""
+        return [p for p in (self.weight, self.bias) if p is not None and p.ndim == (3 if p is self.weight else 2)]
+
     def forward(self, x: Tensor, groups: Groups | None) -> Tensor:
         """Return the rows [..., D] mapped by their memories, [..., out_features]."""
         return self._map(x, self.bias, groups)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
+from mnemon.layers.routing import RoutingStatistics
 from mnemon.models.segments import SegmentCall
 
 # Which cached key columns are carried on: runs of neighbouring columns, or indices where ragged rows leave holes.
@@ -128,14 +129,35 @@ class ConvolutionLayer(LinearAttentionLayer):
         return full
 
 
+class MemoryEntry(LinearAttentionLayer):
+    """State of one block with linear memories during one call.
+
+    Attributes:
+        past: the tensors that were carried; () before the first token.
+        result: those to carry on.
+        counts_routing: whether the block is to say how its router chose.
+        routing: the sums of these choices, if it was asked and has a router.
+    """
+
+    is_compileable = False
+
+    def __init__(self, past: tuple[Tensor, ...], counts_routing: bool = False) -> None:
+        super().__init__()
+        self.past = past
+        self.result: tuple[Tensor, ...] = past
+        self.counts_routing = counts_routing
+        self.routing: RoutingStatistics | None = None
+
+
 class BaseCache(Cache):
     """Cache for one call of the base decoder.
 
     Args:
         entries: what every block carries (`MemoryState.base`).
-        layer_kinds: "attention" or "conv", one per block.
+        layer_kinds: "attention", "conv" or "memory", one per block.
         call: the call about to be made.
         views: how the call sees each block's cached keys and values; None = as they are.
+        counts_routing: whether blocks with routers are to say how they chose.
     """
 
     def __init__(
@@ -144,15 +166,33 @@ class BaseCache(Cache):
         layer_kinds: Sequence[str],
         call: SegmentCall,
         views: Sequence[PastView | None] | None = None,
+        counts_routing: bool = False,
     ) -> None:
         views = [None] * len(entries) if views is None else views
-        self.states: list[KeyValueLayer | ConvolutionLayer] = [
-            ConvolutionLayer(entry, call) if kind == "conv" else KeyValueLayer(entry, view)
-            for entry, kind, view in zip(entries, layer_kinds, views, strict=True)
-        ]
+        self.call = call
+        self.states: list[KeyValueLayer | ConvolutionLayer | MemoryEntry] = []
+        for entry, kind, view in zip(entries, layer_kinds, views, strict=True):
+            if kind == "memory":
+                self.states.append(MemoryEntry(entry, counts_routing))
+            else:
+                self.states.append(ConvolutionLayer(entry, call) if kind == "conv" else KeyValueLayer(entry, view))
+        self._masks: dict[torch.device, Tensor] = {}
         layers: list[Any] = list(self.states)
         super().__init__(layers=layers)
         self.attention_index = next((i for i, kind in enumerate(layer_kinds) if kind == "attention"), None)
+
+    def routing(self) -> tuple[RoutingStatistics, ...]:
+        """Return how the routers chose in this call, one entry per block with one."""
+        return tuple(s.routing for s in self.states if isinstance(s, MemoryEntry) and s.routing is not None)
+
+    def mask(self, device: torch.device) -> Tensor | None:
+        """Return which tokens of the call count, [B, width], those that do first; None = all."""
+        if self.call.is_dense:
+            return None
+        if device not in self._masks:
+            lengths = torch.from_numpy(self.call.lengths).to(device)
+            self._masks[device] = torch.arange(self.call.width, device=device) < lengths[:, None]
+        return self._masks[device]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the cached key columns."""

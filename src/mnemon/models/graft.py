@@ -32,15 +32,22 @@ class Block:
 
     Attributes:
         module: the block.
-        kind: "attention" or "conv".
-        attention: its attention module, if any.
+        kind: "attention", "conv" or "memory" (linear memories in the place of the attention).
+        attention: its attention module, or what stands in its place, if any.
         window: tokens its attention sees, itself included; None = all.
+        native_window: whether the decoder itself has this window, so that its own masks know it.
     """
 
     module: nn.Module
     kind: str
     attention: nn.Module | None
     window: int | None
+    native_window: bool = True
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether the block keeps keys and values."""
+        return self.kind == "attention"
 
 
 @dataclass(frozen=True)

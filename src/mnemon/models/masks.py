@@ -30,13 +30,13 @@ class Reach(NamedTuple):
     native: bool = False
 
 
-def reach_of(window: int | None, span: int | None, sinks: int) -> Reach:
+def reach_of(window: int | None, span: int | None, sinks: int, native_window: bool = True) -> Reach:
     """Combine a block's own sliding window with the model's attention span; the narrower one holds.
 
     Sinks belong to the span: a block whose own window is narrower never saw its first tokens that long.
     """
     if span is None or (window is not None and window <= span):
-        return Reach(window, 0, window is not None)
+        return Reach(window, 0, window is not None and native_window)
     return Reach(span, sinks)
 
 

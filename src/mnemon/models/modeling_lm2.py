@@ -6,7 +6,7 @@ from segment to segment is an `LM2State`. The mathematics is in `mnemon.layers.m
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
@@ -22,12 +22,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mnemon.errors import ConfigError, StateError
 from mnemon.layers.memory_bank import BankProjection, MemoryBank, initial_bank, state_dtype
 from mnemon.layers.memory_diagnostics import MemoryDiagnostics
+from mnemon.layers.routing import RoutingStatistics
 from mnemon.models.adapter import load_adapter, save_adapter
 from mnemon.models.base_model import BaseReference, as_base, describe, freeze
 from mnemon.models.configuration_lm2 import LM2Config
 from mnemon.models.graft import memory_blocks
 from mnemon.models.memory_model import MemoryModel, new_base
 from mnemon.models.memory_segments import MemorySegments
+from mnemon.models.modeling_mom import MoMForCausalLM
 from mnemon.models.segmented_decoder import SegmentedDecoder
 from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, plan_calls
 from mnemon.models.state import LM2State, MemoryCache
@@ -78,13 +80,16 @@ class LM2ForCausalLM(MemoryModel):
     def __init__(self, config: LM2Config, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.base = new_base(config) if base is None else base
+        # Under a MoM model lies a decoder whose blocks have been altered; the bank goes beside what stands there now.
+        mixture = self.base if isinstance(self.base, MoMForCausalLM) else None
         self.segmented = SegmentedDecoder(
-            self.base,
+            self.base if mixture is None else mixture.base,
             config.segment_length,
             config.attention_span,
             config.attention_sinks,
             config.blocks_path,
             config.attention_name,
+            None if mixture is None else mixture.graft,
         )
         self.gradient_checkpointing = False
         self._collector: MemoryDiagnostics | None = None
@@ -133,7 +138,7 @@ class LM2ForCausalLM(MemoryModel):
         config = LM2Config(base_config=base.config, dtype=base.dtype, **options)
         training = base.training
         model = cls(config, base)  # a decoder that has its weights keeps them
-        model.segmented.verify()
+        model.segmented.verify(base)
         with torch.no_grad():
             for bank in model.banks:
                 bank.output.weight.zero_()
@@ -218,13 +223,17 @@ class LM2ForCausalLM(MemoryModel):
             StateError: for a cache that is not this model's or of another batch size.
         """
         collector = MemoryDiagnostics() if output_diagnostics else self._collector
-        read = partial(self._stream, knock_out=knock_out_memory, diagnostics=collector)
+        mixture = self.base if isinstance(self.base, MoMForCausalLM) and labels is not None and self.training else None
+        choices: list[RoutingStatistics] | None = None if mixture is None else []
+        read = partial(self._stream, knock_out=knock_out_memory, diagnostics=collector, choices=choices)
         logits, cache = self._read_call(
             input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, logits_to_keep, read
         )
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            if mixture is not None and choices:
+                loss = loss + mixture.weighted_balance(choices).to(loss.dtype)
         means = collector.means() if output_diagnostics and collector is not None else None
         return LM2Output(loss=loss, logits=logits, past_key_values=cache, diagnostics=means)
 
@@ -257,11 +266,13 @@ class LM2ForCausalLM(MemoryModel):
         carry_on: bool,
         knock_out: bool,
         diagnostics: MemoryDiagnostics | None,
+        choices: list[RoutingStatistics] | None = None,
     ) -> tuple[Tensor, LM2State]:
         """Run all segments of an input; returns the logits of the wanted columns [B, kept, V] and the new state.
 
         Only what is wanted is kept of a segment, so without gradients the memory needed does not grow with the input.
-        Where nobody carries on from the state (`carry_on` is False), the last segment writes nothing.
+        Where nobody carries on from the state (`carry_on` is False), the last segment writes nothing. How the routers
+        of a base with mixtures of memories chose is put into `choices`.
         """
         batch_size, width = inputs.shape[:2]
         length = self.config.segment_length
@@ -283,6 +294,8 @@ class LM2ForCausalLM(MemoryModel):
         )
         run: Any = partial(checkpoint, segments.run, use_reentrant=False) if recomputes else segments.run
         collector = ColumnCollector(batch_size, width, wanted)
+        if choices is not None:
+            state = replace(state, decoder=replace(state.decoder, routing=()))
         for number, call in enumerate(plan_calls(mask, width, state.counts, length)):
             if self.config.bptt_segments and number and (total - number) % self.config.bptt_segments == 0:
                 state = state.detach()
@@ -290,6 +303,9 @@ class LM2ForCausalLM(MemoryModel):
             writes = carry_on or number + 1 < total
             logits, state = run(gather_columns(inputs, call), call, state, slots, writes)
             collector.add(logits, call, slots)
+        if choices is not None:
+            choices += state.decoder.routing or ()
+            state = replace(state, decoder=replace(state.decoder, routing=None))
         return collector.result(), state
 
 

@@ -3,10 +3,13 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mnemon.models.configuration_lm2 import LM2Config
+from mnemon.models.configuration_mom import MoMConfig
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
+from mnemon.models.modeling_mom import MoMForCausalLM
 
 
 def register() -> None:
     """Register the library's models with `AutoConfig` and `AutoModelForCausalLM`; calling it again is harmless."""
-    AutoConfig.register(LM2Config.model_type, LM2Config, exist_ok=True)
-    AutoModelForCausalLM.register(LM2Config, LM2ForCausalLM, exist_ok=True)
+    for config, model in ((LM2Config, LM2ForCausalLM), (MoMConfig, MoMForCausalLM)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)

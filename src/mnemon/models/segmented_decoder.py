@@ -8,15 +8,18 @@ call (`mnemon.models.graft`).
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from mnemon.errors import ConfigError, ShapeError
-from mnemon.models.base_cache import BaseCache, Columns, ConvolutionLayer, KeyValueLayer, PastView
+from mnemon.layers.routing import RoutingStatistics
+from mnemon.models.base_cache import BaseCache, Columns, KeyValueLayer, PastView
 from mnemon.models.graft import Block, Graft, Join, decoder_of, find_graft, find_joins, inverse_frequencies
 from mnemon.models.masks import (
     FarSinks,
@@ -46,11 +49,14 @@ class DecoderState:
             state,) of a convolution block; () before the first token.
         key_positions: position of every cached key column, [B, columns], -1 for a blank column; on the host, one
             array for each distinct `Reach` of the decoder's blocks.
+        routing: how the routers of blocks with mixtures of memories chose since someone began to count, one entry per
+            such block; None = nobody counts.
     """
 
     counts: tuple[int, ...]
     base: tuple[tuple[Tensor, ...], ...]
     key_positions: tuple[np.ndarray, ...] = field(repr=False)
+    routing: tuple[RoutingStatistics, ...] | None = field(default=None, repr=False)
 
     def select(self, rows: Tensor, host_rows: Sequence[int]) -> Self:
         """Return the rows named by the indices `rows` (the same numbers in `host_rows`)."""
@@ -90,6 +96,7 @@ class SegmentedDecoder:
         sinks: first tokens that stay visible beyond the span.
         blocks_path: where the blocks are, if they cannot be found.
         attention_name: what the attention is called, if it cannot be found.
+        graft: the decoder's structure, where it is known.
     Raises:
         ConfigError: if the decoder is of a kind that cannot be run this way.
     """
@@ -102,13 +109,17 @@ class SegmentedDecoder:
         sinks: int = 0,
         blocks_path: str | None = None,
         attention_name: str | None = None,
+        graft: Graft | None = None,
     ) -> None:
         self.base = base
         self.segment_length = segment_length
-        self.graft: Graft = find_graft(base, blocks_path, attention_name)
+        self.graft = find_graft(base, blocks_path, attention_name) if graft is None else graft
         reach_of_block = [
-            None if block.attention is None else reach_of(block.window, span, sinks) for block in self.graft.blocks
+            reach_of(block.window, span, sinks, block.native_window) if block.has_keys else None
+            for block in self.graft.blocks
         ]
+        # The decoder's own masks are one per layer type; blocks that were altered may differ from their type.
+        self.hands_out_masks = any(block.kind == "memory" for block in self.graft.blocks)
         self.reaches: list[Reach] = list(dict.fromkeys(reach for reach in reach_of_block if reach is not None))
         self.reach_index = [None if reach is None else self.reaches.index(reach) for reach in reach_of_block]
         self._joins: list[Join | None] = []
@@ -183,9 +194,11 @@ class SegmentedDecoder:
             )
         return cache
 
-    def verify(self) -> None:
+    def verify(self, whole: PreTrainedModel | None = None) -> None:
         """Compare a ragged batch read in two calls with the same rows read by the decoder alone.
 
+        Args:
+            whole: the model that the decoder is a part of, if it is no model by itself.
         Raises:
             ConfigError: if the logits differ, because the decoder has a state or positions that are not understood.
         """
@@ -201,7 +214,8 @@ class SegmentedDecoder:
                     inputs = gather_columns(ids[:, half], call)
                     logits, state = self.run(inputs, call, state, np.arange(call.width))
                     found.append([logits[row, : call.lengths[row]] for row in range(2)])
-            alone = [self.base(input_ids=ids[:1]).logits[0], self.base(input_ids=ids[1:, 2:]).logits[0]]
+            model = self.base if whole is None else whole
+            alone = [model(input_ids=rows, use_cache=False).logits[0] for rows in (ids[:1], ids[1:, 2:])]
         limit = _TOLERANCE.get(embedding.dtype, _HALF_PRECISION_TOLERANCE)
         for row in range(2):
             joined = torch.cat([piece[row] for piece in found])
@@ -242,6 +256,7 @@ class SegmentedDecoder:
         slots: np.ndarray,
         keep_pieces: bool = False,
         recomputes: bool = False,
+        recompute_blocks: bool = False,
     ) -> tuple[Tensor, DecoderState]:
         """Run one call of the decoder, within one segment of every row.
 
@@ -253,16 +268,23 @@ class SegmentedDecoder:
             keep_pieces: carry keys and values as pieces, one per call, so that the backward pass need not keep them
                 joined.
             recomputes: whether the caller recomputes the call in the backward pass, and itself decides what is kept.
+            recompute_blocks: recompute the activations of each block in the backward pass.
         Returns:
             Logits [B, len(slots), vocabulary] and the new state.
         """
         sights = [self._sight(positions, call, reach) for positions, reach in self._by_reach(state)]
-        cache = BaseCache(state.base, [block.kind for block in self.blocks], call, self._views(sights))
-        attentions = [block.attention for block in self.blocks if block.attention is not None]
-        with cache.keeping_pieces(attentions) if keep_pieces and not recomputes else contextlib.nullcontext():
+        kinds = [block.kind for block in self.blocks]
+        cache = BaseCache(state.base, kinds, call, self._views(sights), state.routing is not None)
+        attentions = [block.attention for block in self.blocks if block.attention is not None and block.has_keys]
+        masks = self._masks(sights, call, inputs.device)
+        with contextlib.ExitStack() as stack:
+            if keep_pieces and not recomputes:
+                stack.enter_context(cache.keeping_pieces(attentions))
+            if self.hands_out_masks or recompute_blocks:
+                stack.enter_context(self._blocks_called(masks, recompute_blocks))
             logits: Tensor = self.base(
                 **{"input_ids" if inputs.ndim == 2 else "inputs_embeds": inputs},
-                attention_mask=self._attention_mask(sights, call, inputs.device),
+                attention_mask=self._attention_mask(masks, inputs.device),
                 position_ids=call_tensor(call.positions, call, inputs.device),
                 past_key_values=cache,
                 use_cache=True,
@@ -270,7 +292,8 @@ class SegmentedDecoder:
             ).logits
         counts = call.starts + call.lengths
         entries, positions = self._carry(state, cache, [sight.keys for sight in sights], counts, keep_pieces)
-        return logits, DecoderState(tuple(int(count) for count in counts), entries, positions)
+        routing = None if state.routing is None else _added(state.routing, cache.routing())
+        return logits, DecoderState(tuple(int(count) for count in counts), entries, positions, routing)
 
     def _by_reach(self, state: DecoderState) -> Iterator[tuple[np.ndarray, Reach]]:
         return zip(state.key_positions, self.reaches, strict=True)
@@ -292,22 +315,51 @@ class SegmentedDecoder:
             views.append(None if sinks is None else _SinkView(self._rotations[block], sinks))
         return views
 
-    def _attention_mask(self, sights: list[_Sight], call: SegmentCall, device: torch.device) -> Any:
+    def _masks(self, sights: list[_Sight], call: SegmentCall, device: torch.device) -> list[Tensor | None]:
+        """Return a 4-D mask for each reach; None = causal, as the decoder or its attention makes it."""
+        implementation = self.base.config._attn_implementation or ""
+        same_width = len({sight.keys.shape[1] for sight in sights}) <= 1
+        if not self.hands_out_masks and same_width and all(sight.visible is None for sight in sights):
+            return [None] * len(sights)
+        masks: list[Tensor | None] = []
+        for sight in sights:
+            shape = (call.width, sight.keys.shape[1])
+            # Fused attention alone, without the decoder's mask, knows what is causal where nothing came before.
+            knows = "flash" in implementation or (implementation == "sdpa" and shape[0] == shape[1])
+            if self.hands_out_masks and sight.visible is None and knows:
+                masks.append(None)
+            else:
+                masks.append(as_attention_mask(sight.visible, shape, implementation or None, self.base.dtype, device))
+        return masks
+
+    def _attention_mask(self, masks: list[Tensor | None], device: torch.device) -> Any:
         """Mask for the decoder: None (its own causal mask), a 4-D tensor, or one per layer type."""
-        if all(s.visible is None for s in sights) and len({s.keys.shape[1] for s in sights}) <= 1:
-            return None
-        implementation = self.base.config._attn_implementation
-        masks = [
-            as_attention_mask(sight.visible, (call.width, sight.keys.shape[1]), implementation, self.base.dtype, device)
-            for sight in sights
-        ]
         layer_types = getattr(self.base.config, "layer_types", None)
+        if self.hands_out_masks:  # a prepared mask keeps the decoder from building its own, which nobody would look at
+            unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+            return unused if layer_types is None else dict.fromkeys(layer_types, unused)
+        if all(mask is None for mask in masks):
+            return None
         if layer_types is None:
             return masks[0]
         return {
             layer_type: None if index is None else masks[index]
             for layer_type, index in zip(layer_types, self.reach_index, strict=True)
         }
+
+    @contextlib.contextmanager
+    def _blocks_called(self, masks: list[Tensor | None], recompute: bool) -> Iterator[None]:
+        """For one call, let every block hand its attention the mask of its own reach, and be recomputed if asked."""
+        for block, index in zip(self.blocks, self.reach_index, strict=True):
+            forward = block.module.forward
+            if self.hands_out_masks and block.attention is not None and index is not None:
+                forward = _with_mask(forward, block.attention, masks[index])
+            block.module.forward = partial(checkpoint, forward, use_reentrant=False) if recompute else forward
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                del block.module.forward  # the class's own shows again
 
     def _carry(
         self, state: DecoderState, cache: BaseCache, keys: list[np.ndarray], counts: np.ndarray, keep_pieces: bool
@@ -328,7 +380,7 @@ class SegmentedDecoder:
             positions.append(key[:, columns])
         entries = []
         for layer, reach_index in zip(cache.states, self.reach_index, strict=True):
-            if isinstance(layer, ConvolutionLayer):
+            if not isinstance(layer, KeyValueLayer):
                 entries.append(layer.result)
             else:
                 assert reach_index is not None
@@ -336,6 +388,29 @@ class SegmentedDecoder:
                     layer.pieces(kept_pieces[reach_index]) if keep_pieces else layer.selected(chosen[reach_index])
                 )
         return tuple(entries), tuple(positions)
+
+
+def _with_mask(forward: Any, attention: nn.Module, mask: Tensor | None) -> Any:
+    """Return a block's forward in which the attention is called with a mask of ours."""
+
+    def replace_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, kwargs | {"attention_mask": mask}
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        handle = attention.register_forward_pre_hook(replace_mask, with_kwargs=True)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            handle.remove()
+
+    return run
+
+
+def _added(before: tuple[RoutingStatistics, ...], now: tuple[RoutingStatistics, ...]) -> tuple[RoutingStatistics, ...]:
+    """Return the sums of two stretches of tokens; () stands for no tokens."""
+    if not before or not now:
+        return before or now
+    return tuple(one.plus(two) for one, two in zip(before, now, strict=True))
 
 
 def _whole_pieces(columns: np.ndarray, widths: list[int], total: int) -> tuple[list[int], np.ndarray]:
