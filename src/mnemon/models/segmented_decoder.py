@@ -337,7 +337,10 @@ class SegmentedDecoder:
         layer_types = getattr(self.base.config, "layer_types", None)
         if self.hands_out_masks:  # a prepared mask keeps the decoder from building its own, which nobody would look at
             unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-            return unused if layer_types is None else dict.fromkeys(layer_types, unused)
+            if layer_types is None:
+                return unused
+            # A convolution would look at it, as at the padding of its tokens; ours stands behind the tokens of a row.
+            return {layer_type: None if layer_type == "conv" else unused for layer_type in layer_types}
         if all(mask is None for mask in masks):
             return None
         if layer_types is None:
