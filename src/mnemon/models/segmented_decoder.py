@@ -353,6 +353,8 @@ class SegmentedDecoder:
     @contextlib.contextmanager
     def _blocks_called(self, masks: list[Tensor | None], recompute: bool) -> Iterator[None]:
         """For one call, let every block hand its attention the mask of its own reach, and be recomputed if asked."""
+        # Libraries that place blocks on devices have put a forward of theirs there.
+        found = [vars(block.module).get("forward") for block in self.blocks]
         for block, index in zip(self.blocks, self.reach_index, strict=True):
             forward = block.module.forward
             if self.hands_out_masks and block.attention is not None and index is not None:
@@ -361,8 +363,11 @@ class SegmentedDecoder:
         try:
             yield
         finally:
-            for block in self.blocks:
-                del block.module.forward  # the class's own shows again
+            for block, forward in zip(self.blocks, found, strict=True):
+                if forward is None:
+                    del block.module.forward  # the class's own shows again
+                else:
+                    block.module.forward = forward
 
     def _carry(
         self, state: DecoderState, cache: BaseCache, keys: list[np.ndarray], counts: np.ndarray, keep_pieces: bool
