@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lm2_cases import SEGMENT, VOCABULARY, lfm2_config, llama_config
+from lm2_cases import SEGMENT, lfm2_config, llama_config
 from transformers import MistralConfig, PreTrainedConfig
 
 from mnemon.models.configuration_lm2 import LM2Config
@@ -72,5 +72,3 @@ def case(name: str) -> MemoryModel:
     """Return the model of one of `CASES`."""
     return BUILDERS[name]()
 
-
-__all__ = ["CASES", "GROWING", "MIXED", "SLIDING", "VOCABULARY", "case", "lm2_on_mom", "mom", "mom_config"]

@@ -90,6 +90,11 @@ class MoMConfig(CompositeConfig):
             fields[_SAVED_TOP_K] = fields.pop("top_k")
         return fields
 
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        """Return what the library would take for settings of generation, of which there are none: `top_k` is ours."""
+        found: dict[str, Any] = super()._get_generation_parameters()
+        return {name: value for name, value in found.items() if name != "top_k"}
+
     def validate_layer_type(self) -> None:
         """Do nothing: the library's own check knows no memories; `__post_init__` has checked."""
 
