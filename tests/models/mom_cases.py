@@ -71,4 +71,3 @@ GROWING = {"mom-full", "mistral-both"}  # full attention keeps every key
 def case(name: str) -> MemoryModel:
     """Return the model of one of `CASES`."""
     return BUILDERS[name]()
-

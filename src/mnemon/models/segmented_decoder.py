@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from mnemon.errors import ConfigError, ShapeError
+from mnemon.errors import ConfigError, ShapeError, StateError
 from mnemon.layers.routing import RoutingStatistics
 from mnemon.models.base_cache import BaseCache, Columns, KeyValueLayer, PastView
 from mnemon.models.graft import Block, Graft, Join, decoder_of, find_graft, find_joins, inverse_frequencies
@@ -32,6 +32,7 @@ from mnemon.models.masks import (
     reach_of,
     visibility,
 )
+from mnemon.models.memory_mixer import MemoryMixer
 from mnemon.models.rotary import PROBE_POSITIONS, KeyRotation, find_rotation
 from mnemon.models.segments import SegmentCall, gather_columns, plan_calls
 
@@ -235,6 +236,24 @@ class SegmentedDecoder:
             key_positions=(np.zeros((batch_size, 0), dtype=np.int64),) * len(self.reaches),
         )
 
+    def check_state(self, state: DecoderState) -> None:
+        """Refuse a state of another decoder, as far as the shapes of its tensors tell.
+
+        Raises:
+            StateError: naming what differs.
+        """
+        found = (len(state.base), len(state.key_positions))
+        expected = (len(self.blocks), len(self.reaches))
+        if found != expected:
+            raise StateError(
+                f"the memory is of another model: {found[0]} blocks with {found[1]} kinds of attention; this one has "
+                f"{expected[0]} with {expected[1]}"
+            )
+        for index, (block, entry) in enumerate(zip(self.blocks, state.base, strict=True)):
+            if entry and not _keeps(block, entry):
+                shapes = ", ".join(str(list(tensor.shape)) for tensor in entry)
+                raise StateError(f"the memory is of another model: block {index} ({block.kind}) keeps no {shapes}")
+
     def check_positions(self, counts: np.ndarray) -> None:
         """Refuse rows of more tokens than a decoder with learned positions has positions.
 
@@ -396,6 +415,13 @@ class SegmentedDecoder:
                     layer.pieces(kept_pieces[reach_index]) if keep_pieces else layer.selected(chosen[reach_index])
                 )
         return tuple(entries), tuple(positions)
+
+
+def _keeps(block: Block, entry: tuple[Tensor, ...]) -> bool:
+    """Say whether a block could keep these tensors: keys and values [B, H, T, d], or a state of its own."""
+    if isinstance(block.attention, MemoryMixer):
+        return block.attention.keeps(entry)
+    return len(entry) == 1 if block.kind == "conv" else all(tensor.ndim == 4 for tensor in entry)
 
 
 def _with_mask(forward: Any, attention: nn.Module, mask: Tensor | None) -> Any:
