@@ -8,19 +8,26 @@ call (`mnemon.models.graft`).
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemon.errors import ConfigError, ShapeError, StateError
 from mnemon.layers.routing import RoutingStatistics
 from mnemon.models.base_cache import BaseCache, Columns, KeyValueLayer, PastView
-from mnemon.models.graft import Block, Graft, Join, decoder_of, find_graft, find_joins, inverse_frequencies
+from mnemon.models.graft import (
+    Block,
+    Graft,
+    Join,
+    blocks_called,
+    decoder_of,
+    find_graft,
+    find_joins,
+    inverse_frequencies,
+)
 from mnemon.models.masks import (
     FarSinks,
     Reach,
@@ -300,7 +307,7 @@ class SegmentedDecoder:
             if keep_pieces and not recomputes:
                 stack.enter_context(cache.keeping_pieces(attentions))
             if self.hands_out_masks or recompute_blocks:
-                stack.enter_context(self._blocks_called(masks, recompute_blocks))
+                stack.enter_context(blocks_called(self.blocks, self._masks_of_blocks(masks), recompute_blocks))
             logits: Tensor = self.base(
                 **{"input_ids" if inputs.ndim == 2 else "inputs_embeds": inputs},
                 attention_mask=self._attention_mask(masks, inputs.device),
@@ -334,12 +341,12 @@ class SegmentedDecoder:
             views.append(None if sinks is None else _SinkView(self._rotations[block], sinks))
         return views
 
-    def _masks(self, sights: list[_Sight], call: SegmentCall, device: torch.device) -> list[Tensor | None]:
-        """Return a 4-D mask for each reach; None = causal, as the decoder or its attention makes it."""
+    def _masks(self, sights: list[_Sight], call: SegmentCall, device: torch.device) -> list[Tensor | None] | None:
+        """Return a 4-D mask for each reach, None where its attention needs none; or None: the decoder makes its own."""
         implementation = self.base.config._attn_implementation or ""
         same_width = len({sight.keys.shape[1] for sight in sights}) <= 1
         if not self.hands_out_masks and same_width and all(sight.visible is None for sight in sights):
-            return [None] * len(sights)
+            return None
         masks: list[Tensor | None] = []
         for sight in sights:
             shape = (call.width, sight.keys.shape[1])
@@ -351,7 +358,7 @@ class SegmentedDecoder:
                 masks.append(as_attention_mask(sight.visible, shape, implementation or None, self.base.dtype, device))
         return masks
 
-    def _attention_mask(self, masks: list[Tensor | None], device: torch.device) -> Any:
+    def _attention_mask(self, masks: list[Tensor | None] | None, device: torch.device) -> Any:
         """Mask for the decoder: None (its own causal mask), a 4-D tensor, or one per layer type."""
         layer_types = getattr(self.base.config, "layer_types", None)
         if self.hands_out_masks:  # a prepared mask keeps the decoder from building its own, which nobody would look at
@@ -360,7 +367,7 @@ class SegmentedDecoder:
                 return unused
             # A convolution would look at it, as at the padding of its tokens; ours stands behind the tokens of a row.
             return {layer_type: None if layer_type == "conv" else unused for layer_type in layer_types}
-        if all(mask is None for mask in masks):
+        if masks is None:
             return None
         if layer_types is None:
             return masks[0]
@@ -369,24 +376,11 @@ class SegmentedDecoder:
             for layer_type, index in zip(layer_types, self.reach_index, strict=True)
         }
 
-    @contextlib.contextmanager
-    def _blocks_called(self, masks: list[Tensor | None], recompute: bool) -> Iterator[None]:
-        """For one call, let every block hand its attention the mask of its own reach, and be recomputed if asked."""
-        # Libraries that place blocks on devices have put a forward of theirs there.
-        found = [vars(block.module).get("forward") for block in self.blocks]
-        for block, index in zip(self.blocks, self.reach_index, strict=True):
-            forward = block.module.forward
-            if self.hands_out_masks and block.attention is not None and index is not None:
-                forward = _with_mask(forward, block.attention, masks[index])
-            block.module.forward = partial(checkpoint, forward, use_reentrant=False) if recompute else forward
-        try:
-            yield
-        finally:
-            for block, forward in zip(self.blocks, found, strict=True):
-                if forward is None:
-                    del block.module.forward  # the class's own shows again
-                else:
-                    block.module.forward = forward
+    def _masks_of_blocks(self, masks: list[Tensor | None] | None) -> dict[int, Tensor | None]:
+        """Return the masks that blocks are to hand their attention in place of the decoder's, by block."""
+        if masks is None or not self.hands_out_masks:
+            return {}
+        return {block: masks[index] for block, index in enumerate(self.reach_index) if index is not None}
 
     def _carry(
         self, state: DecoderState, cache: BaseCache, keys: list[np.ndarray], counts: np.ndarray, keep_pieces: bool
@@ -422,22 +416,6 @@ def _keeps(block: Block, entry: tuple[Tensor, ...]) -> bool:
     if isinstance(block.attention, MemoryMixer):
         return block.attention.keeps(entry)
     return len(entry) == 1 if block.kind == "conv" else all(tensor.ndim == 4 for tensor in entry)
-
-
-def _with_mask(forward: Any, attention: nn.Module, mask: Tensor | None) -> Any:
-    """Return a block's forward in which the attention is called with a mask of ours."""
-
-    def replace_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, kwargs | {"attention_mask": mask}
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        handle = attention.register_forward_pre_hook(replace_mask, with_kwargs=True)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            handle.remove()
-
-    return run
 
 
 def _added(before: tuple[RoutingStatistics, ...], now: tuple[RoutingStatistics, ...]) -> tuple[RoutingStatistics, ...]:
