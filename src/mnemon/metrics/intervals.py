@@ -1,4 +1,4 @@
-"""How sure one number is: intervals for proportions and means; and the ranges that gaps and positions are counted in."""
+"""How sure one number is: intervals for proportions and means; and ranges that gaps and positions are counted in."""
 
 import math
 from collections.abc import Iterator

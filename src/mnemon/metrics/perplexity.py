@@ -76,7 +76,7 @@ def token_losses(
         [N, T - 1]; column t is the loss of token t + 1.
     """
     count, length = ids.shape
-    rows = max(1, min(batch_tokens, _BATCH_LOGITS // model.config.get_text_config().vocab_size) // length)
+    rows = max(1, min(batch_tokens, _BATCH_LOGITS // model.config.vocab_size) // length)
     losses = np.empty((count, length - 1))
     for start in range(0, count, rows):
         block = torch.from_numpy(ids[start : start + rows].astype(np.int64)).to(model.device)
