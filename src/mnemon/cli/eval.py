@@ -196,12 +196,14 @@ def _options(
     **others: Any,
 ) -> "SuiteOptions":
     """Check the options that need no model, and fill in what the first model was trained for."""
-    from mnemon.evaluation.checkpoints import trained_layout, trained_tasks
+    from mnemon.evaluation.checkpoints import has_tokenizer, trained_data, trained_layout, trained_tasks
     from mnemon.evaluation.samples import check_lengths, check_tasks
     from mnemon.evaluation.suite import SuiteOptions, read_test_stories
     from mnemon.models.loading import resolve
 
     folder = resolve(first_model)
+    if not has_tokenizer(first_model) and trained_data(folder).get("kind") == "mqar":
+        raise ConfigError(f"{first_model} was trained on mqar and has no tokenizer; use --suite mqar")
     known_tasks = trained_tasks(folder) or _DEFAULT_TASKS.split(",")
     known_lengths = _DEFAULT_LENGTHS.split(",")
     names: dict[str, Any] = {"background_name": portable(background)}
