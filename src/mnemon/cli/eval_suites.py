@@ -163,15 +163,16 @@ def _print(run: "MeasuredRun", folder: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mnemon.evaluation.measures import NOTES, TABLE, TITLES, measures_grid
+    from mnemon.evaluation.measures import NOTES, TABLE, TITLES, measures_grid, model_lines
 
-    grid = measures_grid(run)
+    grid = measures_grid(run, with_models=False)
     table = Table(title=TITLES[run.suite], box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
     for number, name in enumerate(grid.head):
-        table.add_column(name.replace("[", "\\["), justify="left" if number == 0 else "right")
+        table.add_column(name.replace("[", "\\["), justify="left" if number == 0 else "right", no_wrap=True)
     for line in grid.lines:
         table.add_row(*(text.replace("[", "\\[") for text in line))
     console = Console()
     console.print(table)
-    console.print(NOTES[run.suite], style="dim", markup=False)
+    for note in (*model_lines(run), NOTES[run.suite]):
+        console.print(note, style="dim", markup=False)
     print(f"Table: {folder / TABLE}")

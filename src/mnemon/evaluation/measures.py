@@ -141,11 +141,29 @@ def model_facts(spec: ModelSpec) -> Row:
     }
 
 
-def measures_grid(run: MeasuredRun) -> Grid:
-    """Arrange the rows as a table."""
+def measures_grid(run: MeasuredRun, *, with_models: bool = True) -> Grid:
+    """Arrange the rows as a table.
+
+    Args:
+        run: what was measured.
+        with_models: repeat the facts about the model in every row; without them the table fits a terminal.
+    """
     columns = _RECALL_COLUMNS if run.suite == "mqar" else _PERPLEXITY_COLUMNS
+    if with_models:
+        columns = columns | _MODEL_COLUMNS
     lines = tuple(tuple(write(row) for write in columns.values()) for row in run.rows)
     return Grid(tuple(columns), lines)
+
+
+def model_lines(run: MeasuredRun) -> list[str]:
+    """Say one sentence about every model: its size and its training."""
+    lines = {}
+    for row in run.rows:
+        facts = [f"{row['model']}: {row['parameters']:,} parameters"]
+        if row["tokens_trained"] is not None:
+            facts.append(f"trained on {row['tokens_trained']:,} tokens (seed {row['training_seed']})")
+        lines[row["model"]] = ", ".join(facts) + "."
+    return list(lines.values())
 
 
 def write_measures(folder: Path, run: MeasuredRun) -> None:
@@ -186,18 +204,17 @@ _MODEL_COLUMNS: dict[str, Callable[[Row], str]] = {
     "parameters": lambda row: _count(row["parameters"]),
     "trained on (tokens)": lambda row: _count(row["tokens_trained"]),
     "training seed": lambda row: _count(row["training_seed"]),
-    "samples": lambda row: _count(row["samples"]),
 }
 _RECALL_COLUMNS: dict[str, Callable[[Row], str]] = {
     "model": lambda row: row["model"],
     "length × pairs": lambda row: f"{row['length']} × {row['num_pairs']}",
     "right [95 %]": lambda row: _percent(row["accuracy"]),
-    **_MODEL_COLUMNS,
+    "samples": lambda row: _count(row["samples"]),
 }
 _PERPLEXITY_COLUMNS: dict[str, Callable[[Row], str]] = {
     "model": lambda row: row["model"],
     "length": lambda row: _count(row["length"]),
     "perplexity [95 %]": lambda row: _perplexity(row["perplexity"]),
     "bits per byte": lambda row: f"{row['bits_per_byte']:.3f}",
-    **_MODEL_COLUMNS,
+    "samples": lambda row: _count(row["samples"]),
 }
