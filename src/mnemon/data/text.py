@@ -94,7 +94,9 @@ def _bytes_per_token(text: str, offsets: list[tuple[int, int]]) -> NDArray[np.in
 
     The end counts, not the span: of a character that several tokens share, the first has all the bytes.
     """
-    bytes_before = np.concatenate([[0], np.cumsum([len(character.encode()) for character in text])])
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    bytes_per_character = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000).astype(np.int64)
+    bytes_before = np.concatenate([[0], np.cumsum(bytes_per_character)])
     ends = np.maximum.accumulate([0, *(end for _, end in offsets)])
     ends[-1] = len(text)
     return np.diff(bytes_before[ends])
