@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from mnemon.errors import DataError
-from mnemon.evaluation.statistics import Interval, wilson_interval
+from mnemon.metrics.intervals import Interval, wilson_interval
 
 Layout = Literal["short", "official"]
 Rule = Literal["exact", "official"]

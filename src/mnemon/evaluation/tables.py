@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mnemon.evaluation.comparison import SIGNIFICANCE, Comparison, PairwiseTest
 from mnemon.evaluation.results import EvaluationSettings, Rule
-from mnemon.evaluation.statistics import Interval
+from mnemon.metrics.intervals import Interval
 
 NAME_COLUMNS = 2
 RULE_NAMES: dict[Rule, str] = {"exact": "exact words", "official": "the benchmark's substring rule"}

@@ -18,22 +18,29 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mnemon.data.tokenizer import default_training_texts, train_tokenizer
+from mnemon.data.tokenizer import background_training_texts, default_training_texts, train_tokenizer
 from mnemon.errors import CheckpointError, ConfigError
 from mnemon.models.names import resolve, shipped_checkpoints
+from mnemon.training.data_sections import MqarData, TextData
 from mnemon.training.recipe import ModelSection, Recipe
 
 
-def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
     """Return the recipe's tokenizer: read from `Recipe.tokenizer_source`, or trained on the training text.
+
+    None for data without text.
 
     Raises:
         ConfigError: the tokenizer cannot be read or has no end-of-text token, or no pad token where the decoder is not
             a pretrained one (those pad with the end of text where they have nothing better).
     """
+    if recipe.tokenizer is None:
+        return None
     source = recipe.tokenizer_source
     if source is None:
         texts = default_training_texts(recipe.tokenizer.seed)
+        if isinstance(recipe.data, TextData):
+            texts = background_training_texts(recipe.data.background)
         return train_tokenizer(texts, recipe.tokenizer.vocab_size)
     try:
         place = resolve(source) if source == recipe.model.from_base else _checkpoint_folder(source)
@@ -45,6 +52,21 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer in {source} needs a pad and an end-of-text token")
     return tokenizer
+
+
+def vocabulary_size(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> int:
+    """Return the rows of the embedding.
+
+    Args:
+        recipe: of the run.
+        tokenizer: of the run; None where there is none, or where it is not trained yet and the recipe's number counts.
+    """
+    if isinstance(recipe.data, MqarData):
+        return recipe.data.vocab_size
+    assert recipe.tokenizer is not None  # the recipe refuses text without one
+    if tokenizer is None:
+        return recipe.tokenizer.vocab_size
+    return len(tokenizer) if recipe.tokenizer_source else max(recipe.tokenizer.vocab_size, len(tokenizer))
 
 
 def build_model(recipe: Recipe, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None = None) -> PreTrainedModel:

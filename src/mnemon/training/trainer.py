@@ -207,7 +207,7 @@ class AnswerTrainer(Trainer):
 
         The engine averages gradients over the processes, which the factor turns into the sum.
         """
-        everything = self.recipe.data.loss_on == "all"
+        everything = self.recipe.data.context_weight is not None
         width = inputs["input_ids"].shape[1]
         keep = width if everything else min(width, inputs["keep"])
         outputs = model(
@@ -339,7 +339,7 @@ class AnswerTrainer(Trainer):
         other &= inputs["counted"][:, None]
         losses = F.cross_entropy(logits[other].float(), inputs["input_ids"][:, 1:][other], reduction="sum")
         mean = losses / inputs["context_tokens"]
-        return self.recipe.data.context_loss_weight * mean / self.args.gradient_accumulation_steps
+        return (self.recipe.data.context_weight or 0.0) * mean / self.args.gradient_accumulation_steps
 
     def _diverged(self, what: str, value: float) -> Exception:
         error = RunError(
