@@ -135,6 +135,7 @@ def model_facts(spec: ModelSpec) -> Row:
         "source": info.source,
         "role": info.role,
         "parameters": info.num_parameters,
+        "active_parameters": info.num_active_parameters,
         "memory_parameters": info.num_memory_parameters,
         "tokens_trained": info.training.get("tokens"),
         "training_seed": info.training.get("seed"),
@@ -160,6 +161,8 @@ def model_lines(run: MeasuredRun) -> list[str]:
     lines = {}
     for row in run.rows:
         facts = [f"{row['model']}: {row['parameters']:,} parameters"]
+        if row["active_parameters"] < row["parameters"]:
+            facts.append(f"{row['active_parameters']:,} of them active for one token")
         if row["tokens_trained"] is not None:
             facts.append(f"trained on {row['tokens_trained']:,} tokens (seed {row['training_seed']})")
         lines[row["model"]] = ", ".join(facts) + "."
@@ -202,6 +205,7 @@ def _perplexity(value: Mapping[str, float]) -> str:
 
 _MODEL_COLUMNS: dict[str, Callable[[Row], str]] = {
     "parameters": lambda row: _count(row["parameters"]),
+    "active for a token": lambda row: _count(row["active_parameters"]),
     "trained on (tokens)": lambda row: _count(row["tokens_trained"]),
     "training seed": lambda row: _count(row["training_seed"]),
 }

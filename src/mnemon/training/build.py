@@ -152,13 +152,19 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Return the number of parameters: `total`, `trainable`, `embedding` (tied weights once), `memory` (the banks')."""
-    memory = sum(p.numel() for name, p in model.named_parameters() if name.split(".")[0] == "memory")
+    """Return the number of parameters: `total`, `active`, `trainable`, `embedding` (tied weights once), `memory`.
+
+    Active are those that take part in the computation for one token: all but the memories that a router leaves out.
+    Memory are LM2's banks, or the layers of linear memories.
+    """
+    from mnemon.models.parameters import active_parameters, memory_parameters
+
     return {
         "total": sum(parameter.numel() for parameter in model.parameters()),
+        "active": active_parameters(model),
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "embedding": sum(weight.numel() for weight in model.get_input_embeddings().parameters()),
-        "memory": memory,
+        "memory": memory_parameters(model),
     }
 
 
@@ -169,13 +175,17 @@ def base_fingerprint(model: PreTrainedModel) -> str | None:
 
 
 def _new_model(section: ModelSection, config: PreTrainedConfig) -> PreTrainedModel:
-    if section.lm2 is None:
-        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        return plain
     from mnemon.models.configuration_lm2 import LM2Config
-    from mnemon.models.modeling_lm2 import LM2ForCausalLM
+    from mnemon.models.configuration_mom import MoMConfig
+    from mnemon.models.registration import register
 
-    return LM2ForCausalLM(LM2Config(base_config=config, **section.lm2.model_dump()))
+    register()
+    if section.mom is not None:
+        config = MoMConfig(base_config=config, **section.mom.model_dump())
+    if section.lm2 is not None:
+        config = LM2Config(base_config=config, **section.lm2.model_dump())
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
 
 
 def _pretrained_model(section: ModelSection, source: str, vocab_size: int) -> PreTrainedModel:

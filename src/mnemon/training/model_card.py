@@ -80,19 +80,27 @@ def _what(recipe: Recipe, summary: dict[str, Any]) -> str:
         )
     base = f"decoder of type {model.base['model_type']}" if model.base else f"pretrained decoder ({model.from_base})"
     what = f"a plain {base}"
+    if model.mom is not None:
+        rule, types = model.mom.rule, set(model.mom.layer_types or ["mom"])
+        mixture = f"{model.mom.num_memories} memories of the rule {rule}, {model.mom.top_k} of them per token"
+        mixture += ", and a shared one" if model.mom.shared_memory else ""
+        memories = mixture if "mom" in types else f"a single memory of the rule {rule}"
+        base += f" with {memories}, in the place of {'some of its' if len(types) > 1 else 'its'} attention"
+        what = f"a {base}"
     if model.lm2 is not None:
-        what = f"a {base} with an LM2 memory"
+        what = f"a {base} {'and' if model.mom else 'with'} an LM2 memory"
         if model.lm2.memory_layers == []:
             what = f"a {base}, restricted to a window of {model.lm2.attention_span} tokens and without memory"
-    return f"{what}: {counts['total']:,} parameters"
+    active = f", {counts['active']:,} of them active for one token" if counts["active"] < counts["total"] else ""
+    return f"{what}: {counts['total']:,} parameters{active}"
 
 
 def _facts(recipe: Recipe, summary: dict[str, Any]) -> list[str]:
     parameters, machine = summary["parameters"], summary["machine"]
     rows = {
         **_data_facts(recipe.data, summary["trained_length"]),
-        "parameters": f"{parameters['total']:,} (embedding {parameters['embedding']:,}, "
-        f"memory {parameters['memory']:,})",
+        "parameters": f"{parameters['total']:,} (active for one token {parameters['active']:,}, embedding "
+        f"{parameters['embedding']:,}, memory {parameters['memory']:,})",
         "tokens seen": f"{summary['tokens']:,} in {summary['steps']:,} steps",
         "time": f"{summary['minutes']} minutes at {summary['tokens_per_second']:,} tokens per second",
         "machine": f"{machine['device']}, {machine['threads']} threads, {machine['platform']}",

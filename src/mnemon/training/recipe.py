@@ -34,26 +34,55 @@ class LM2Options(Section):
     attention_name: str | None = None
 
 
+class MoMOptions(Section):
+    """Options of linear memories, handed to `MoMConfig` unchanged; the same names and meanings."""
+
+    rule: str = "gated_delta_net"
+    num_memories: Positive = 4
+    top_k: Positive = 2
+    shared_memory: bool = True
+    num_heads: Positive = 4
+    head_dim: Positive = 64
+    value_dim: Positive | None = None
+    layer_types: list[str] | None = None
+    sliding_window: Positive | None = None
+    conv_size: Annotated[int, Field(ge=0)] = 4
+    num_slots: Positive | None = None
+    single_kv_proj: bool = False
+    capacity: Annotated[float, Field(gt=0)] | None = None
+    balance_loss: Literal["global", "layer"] = "global"
+    balance_weight: Annotated[float, Field(ge=0)] = 0.01
+    rule_options: dict[str, int | float | str] | None = None
+    form: str = "auto"
+    dispatch: str = "auto"
+    blocks_path: str | None = None
+    attention_name: str | None = None
+
+
 class ModelSection(Section):
     """The network: `base` builds a new decoder, `from_base` takes a pretrained one.
 
     Attributes:
-        kind: `lm2` grafts memories onto the base, `plain` is the base alone.
+        kind: `lm2` grafts memories onto the base, `mom` puts linear memories in the place of its attention, `plain` is
+            the base alone.
         base: `model_type` (a Hugging Face name such as `lfm2` or `llama`) and keys of that configuration; vocabulary
             size and special token ids come from the tokenizer.
         from_base: folder, shipped checkpoint or hub name of a pretrained decoder; the tokenizer is its own unless
             `tokenizer.path` names another.
         freeze_base: train the memory alone; the result is saved as an adapter. Only with `kind: lm2` and `from_base`.
         lm2: memory options, only with `kind: lm2`.
+        mom: options of linear memories, with `kind: mom`; with `kind: lm2` the bank is grafted on such a decoder. Only
+            with `base`.
         init_from: folder of a checkpoint of the same shape whose weights and tokenizer the run starts from; not
             together with `from_base`.
     """
 
-    kind: Literal["lm2", "plain"]
+    kind: Literal["lm2", "mom", "plain"]
     base: dict[str, Any] | None = None
     from_base: Annotated[str, Field(min_length=1)] | None = None
     freeze_base: bool = False
     lm2: LM2Options | None = None
+    mom: MoMOptions | None = None
     init_from: str | None = None
 
     @model_validator(mode="after")
@@ -62,10 +91,16 @@ class ModelSection(Section):
             raise ValueError("give either base (a new decoder) or from_base (a pretrained one)")
         if self.base is not None and not isinstance(self.base.get("model_type"), str):
             raise ValueError("base needs a model_type, for example model_type: lfm2")
-        if self.kind == "plain" and self.lm2 is not None:
-            raise ValueError("kind: plain takes no lm2 options; remove them or set kind: lm2")
+        if self.kind != "lm2" and self.lm2 is not None:
+            raise ValueError(f"kind: {self.kind} takes no lm2 options; remove them or set kind: lm2")
+        if self.kind == "plain" and self.mom is not None:
+            raise ValueError("kind: plain takes no mom options; remove them or set kind: mom")
         if self.kind == "lm2" and self.lm2 is None:
             raise ValueError("kind: lm2 needs an lm2 section with the memory options")
+        if self.kind == "mom" and self.mom is None:
+            raise ValueError("kind: mom needs a mom section with the options of the memories; {} takes the defaults")
+        if self.mom is not None and self.base is None:
+            raise ValueError("mom options build new memories and need base; a MoM checkpoint is continued by init_from")
         if self.from_base is not None and self.init_from is not None:
             raise ValueError("from_base and init_from both say which weights to start from; give one of them")
         if self.freeze_base:
