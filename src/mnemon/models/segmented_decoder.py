@@ -337,7 +337,10 @@ class SegmentedDecoder:
         layer_types = getattr(self.base.config, "layer_types", None)
         if self.hands_out_masks:  # a prepared mask keeps the decoder from building its own, which nobody would look at
             unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-            return unused if layer_types is None else dict.fromkeys(layer_types, unused)
+            if layer_types is None:
+                return unused
+            kinds = zip(layer_types, self.blocks, strict=True)
+            return {layer_type: None if block.kind == "conv" else unused for layer_type, block in kinds}
         if all(mask is None for mask in masks):
             return None
         if layer_types is None:
