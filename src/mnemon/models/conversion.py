@@ -4,6 +4,7 @@ Tensors are renamed, stacked and cut, never changed: what is converted there and
 shapes are checked before anything is written, and what is written appears whole or not at all.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from mnemon.errors import CheckpointError, ConfigError
+from mnemon.errors import CheckpointError, ConfigError, MnemonError
 from mnemon.files import atomic_write_json, complete_folder
 from mnemon.models.configuration_mom import MoMConfig
 from mnemon.models.modeling_mom import MoMForCausalLM
@@ -130,13 +132,25 @@ def _read_config_file(folder: Path) -> dict[str, Any]:
     return fields
 
 
+@contextlib.contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Say in one line what the library has against a configuration."""
+    try:
+        yield
+    except MnemonError:
+        raise
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / MODEL_CONFIG} cannot be used: {' '.join(str(error).split())}") from error
+
+
 def _plan_import(folder: Path, fields: dict[str, Any]) -> _Plan:
     if is_ours(fields):
         raise ConfigError(f"{folder} is a model of mnemon already; add --to fla to convert it the other way")
     published = find_format(fields)
     stored = StoredTensors(folder)
     tied = _is_tied(stored, bool(fields.get("tie_word_embeddings", published.defaults["tie_word_embeddings"])))
-    config, notes = read_config(published, fields, stored.shapes, tied)
+    with _one_line(folder):
+        config, notes = read_config(published, fields, stored.shapes, tied)
     unused = {f"model.layers.{i}.{name}" for i in range(config.num_hidden_layers) for name in published.unused}
     if unused & stored.shapes.keys():
         notes.append(f"left out, the published layer never reads them: {', '.join(published.unused)}")
@@ -155,12 +169,8 @@ def _plan_export(folder: Path, fields: dict[str, Any]) -> _Plan:
     if not is_ours(fields):
         kind = fields.get("model_type")
         raise ConfigError(f"{folder} holds a {kind!r}, not a MoM of mnemon; --to fla needs one")
-    try:
+    with _one_line(folder):
         config: MoMConfig = MoMConfig.from_dict(fields)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / MODEL_CONFIG} cannot be used: {str(error).splitlines()[0]}") from error
     published, written, notes = published_config(config)
     tied = written["tie_word_embeddings"]
     stored = StoredTensors(folder)

@@ -117,7 +117,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             {
                 "allow_neg_eigval": (False, "write strengths up to 2"),
                 "attnres_block_size": (None, "attention over residuals"),
-                "norm_first": (False, "memories that read the residual stream without a norm"),
+                "norm_first": (False, "norms in another place"),
             },
             several=False,
             unused=("attn.D",),

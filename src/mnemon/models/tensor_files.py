@@ -160,8 +160,12 @@ def _temporary(number: int) -> str:
 
 
 def _write_shard(folder: Path, number: int, held: dict[str, Tensor]) -> list[str]:
+    path = folder / _temporary(number)
     try:
-        save_file(held, folder / _temporary(number), metadata={"format": "pt"})
+        path.touch()
+        mode = path.stat().st_mode
+        save_file(held, path, metadata={"format": "pt"})
+        path.chmod(mode)  # safetensors leaves its files to their owner alone
     except (SafetensorError, OSError) as error:
         raise RunError(f"{folder}: cannot be written ({error}); free some space or choose another place") from error
     return list(held)
