@@ -94,6 +94,11 @@ class MoMConfig(CompositeConfig):
             fields[_SAVED_TOP_K] = fields.pop("top_k")
         return fields
 
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        """Return what generation would take for its own; older versions of the library find `top_k` and do not save."""
+        found: dict[str, Any] = super()._get_generation_parameters()
+        return {name: value for name, value in found.items() if name != "top_k"}
+
     def validate_layer_type(self) -> None:
         """Do nothing: the library's own check knows no memories; `__post_init__` has checked."""
 
