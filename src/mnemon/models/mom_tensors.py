@@ -79,12 +79,11 @@ def _memories(config: MoMConfig, ours: str, theirs: str, several: bool) -> Itera
         keys = config.num_heads * config.head_dim
         published_convs = tuple(f"{theirs}.{stream}_conv1d.weight" for stream in "qkv")
         yield Correspondence((f"{ours}.conv.weight",), published_convs, _join_convolutions, partial(_part_rows, keys))
+    stacked = several and not config.single_kv_proj
     for name, letter in (("k_proj", "k"), ("v_proj", "v"), ("gates.g.up", "a")):
-        stacked = several and not config.single_kv_proj
         names = _of_memories(config, theirs, letter, several)
         join, part = (_stack, _unstack) if stacked else (list, list)
         yield Correspondence((f"{ours}.{name}.weight",), names, join, part)
-    stacked = several and not config.single_kv_proj
     names = _of_memories(config, theirs, "b", several)
     bias = f"{ours}.gates.beta.up.bias"
     join, part = (_stack_without_bias, _unstack) if stacked else (_without_bias, _first)
