@@ -239,6 +239,7 @@ def _memory_layer(config: MoMConfig, layer_type: str, index: int) -> LinearMemor
         "conv_size": config.conv_size,
         "num_slots": config.num_slots,
         "form": config.form,
+        "norm_eps": config.norm_eps,
         **(config.rule_options or {}),
     }
     if layer_type == "memory":
