@@ -20,7 +20,7 @@ from mnemon.errors import CheckpointError, ConfigError, MnemonError
 from mnemon.files import atomic_write_json, complete_folder
 from mnemon.models.configuration_mom import MoMConfig
 from mnemon.models.modeling_mom import MoMForCausalLM
-from mnemon.models.mom_formats import Format, find_format, is_ours, published_config, read_config
+from mnemon.models.mom_formats import find_format, is_ours, published_config, read_config
 from mnemon.models.mom_tensors import Correspondence, correspondences
 from mnemon.models.names import MODEL_CONFIG
 from mnemon.models.tensor_files import SHARD_BYTES, StoredTensors, write_tensors
@@ -178,7 +178,6 @@ def _plan_export(folder: Path, fields: dict[str, Any]) -> _Plan:
     optional = {"base.lm_head.weight"} if tied else set()
     compare_shapes(folder, stored.shapes, _our_shapes(config), optional)
     _refuse_mixed_dtypes(stored, [entry.ours for entry in table])
-    _refuse_biases(stored, table, published)
     written["dtype"] = str(stored.dtype()).removeprefix("torch.")
     return _Plan(stored, table, written, "mnemon", published.model_type, notes)
 
@@ -227,16 +226,6 @@ def _refuse_mixed_dtypes(stored: StoredTensors, groups: list[tuple[str, ...]]) -
         if odd is not None:
             dtypes = f"{stored.dtypes[odd]}, {names[0]} {stored.dtypes[names[0]]}"
             raise CheckpointError(f"{stored.folder}: {odd} is {dtypes}; expected one dtype for both")
-
-
-def _refuse_biases(stored: StoredTensors, table: list[Correspondence], published: Format) -> None:
-    for entry in table:
-        for name in entry.fixed_at_zero:
-            if bool(stored.read(name).any()):
-                raise ConfigError(
-                    f"{published.model_type} has no bias in the write strength, but {name} is not zero; only a model "
-                    "whose biases stayed at zero can be converted"
-                )
 
 
 def _copy_files(folder: Path, target: Path) -> list[str]:

@@ -24,14 +24,12 @@ class Correspondence:
         theirs: names of theirs.
         join: from theirs to ours, in the order of the names.
         part: from ours to theirs.
-        fixed_at_zero: those of ours that the format has no place for and takes as zero.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     join: Callable[[Tensors], Tensors] = list
     part: Callable[[Tensors], Tensors] = list
-    fixed_at_zero: tuple[str, ...] = ()
 
 
 def correspondences(
@@ -80,14 +78,10 @@ def _memories(config: MoMConfig, ours: str, theirs: str, several: bool) -> Itera
         published_convs = tuple(f"{theirs}.{stream}_conv1d.weight" for stream in "qkv")
         yield Correspondence((f"{ours}.conv.weight",), published_convs, _join_convolutions, partial(_part_rows, keys))
     stacked = several and not config.single_kv_proj
-    for name, letter in (("k_proj", "k"), ("v_proj", "v"), ("gates.g.up", "a")):
+    for name, letter in (("k_proj", "k"), ("v_proj", "v"), ("gates.g.up", "a"), ("gates.beta.up", "b")):
         names = _of_memories(config, theirs, letter, several)
         join, part = (_stack, _unstack) if stacked else (list, list)
         yield Correspondence((f"{ours}.{name}.weight",), names, join, part)
-    names = _of_memories(config, theirs, "b", several)
-    bias = f"{ours}.gates.beta.up.bias"
-    join, part = (_stack_without_bias, _unstack) if stacked else (_without_bias, _first)
-    yield Correspondence((f"{ours}.gates.beta.up.weight", bias), names, join, part, (bias,))
 
 
 def _of_memories(config: MoMConfig, theirs: str, letter: str, several: bool) -> tuple[str, ...]:
@@ -121,19 +115,6 @@ def _stack(tensors: Tensors) -> Tensors:
 
 def _unstack(tensors: Tensors) -> Tensors:
     return [tensor.clone() for tensor in tensors[0]]
-
-
-def _without_bias(tensors: Tensors) -> Tensors:
-    (weight,) = tensors
-    return [weight, weight.new_zeros(weight.shape[:-1])]
-
-
-def _stack_without_bias(tensors: Tensors) -> Tensors:
-    return _without_bias(_stack(tensors))
-
-
-def _first(tensors: Tensors) -> Tensors:
-    return [tensors[0]]
 
 
 def _rows(tensors: Tensors) -> Tensors:
