@@ -27,6 +27,7 @@ from mnemon.models.masks import (
     columns_to_keep,
     far_sinks,
     reach_of,
+    takes_numbers_once,
     visibility,
 )
 from mnemon.models.rotary import PROBE_POSITIONS, KeyRotation, find_rotation
@@ -294,9 +295,12 @@ class SegmentedDecoder:
 
     def _attention_mask(self, sights: list[_Sight], call: SegmentCall, device: torch.device) -> Any:
         """Mask for the decoder: None (its own causal mask), a 4-D tensor, or one per layer type."""
-        if all(s.visible is None for s in sights) and len({s.keys.shape[1] for s in sights}) <= 1:
-            return None
         implementation = self.base.config._attn_implementation
+        widths = {sight.keys.shape[1] for sight in sights}
+        is_causal = all(sight.visible is None for sight in sights) and len(widths) <= 1
+        # The library's own mask over earlier keys is boolean, which every block would turn into numbers.
+        if is_causal and (widths <= {call.width} or not takes_numbers_once(implementation, device)):
+            return None
         masks = [
             as_attention_mask(sight.visible, (call.width, sight.keys.shape[1]), implementation, self.base.dtype, device)
             for sight in sights
