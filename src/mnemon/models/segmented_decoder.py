@@ -30,6 +30,7 @@ from mnemon.models.masks import (
     columns_to_keep,
     far_sinks,
     reach_of,
+    takes_numbers_once,
     visibility,
 )
 from mnemon.models.rotary import PROBE_POSITIONS, KeyRotation, find_rotation
@@ -315,12 +316,15 @@ class SegmentedDecoder:
             views.append(None if sinks is None else _SinkView(self._rotations[block], sinks))
         return views
 
-    def _masks(self, sights: list[_Sight], call: SegmentCall, device: torch.device) -> list[Tensor | None]:
-        """Return a 4-D mask for each reach; None = causal, as the decoder or its attention makes it."""
+    def _masks(self, sights: list[_Sight], call: SegmentCall, device: torch.device) -> list[Tensor | None] | None:
+        """Return a 4-D mask for each reach, None where its attention needs none; None = the decoder makes its own."""
         implementation = self.base.config._attn_implementation or ""
-        same_width = len({sight.keys.shape[1] for sight in sights}) <= 1
-        if not self.hands_out_masks and same_width and all(sight.visible is None for sight in sights):
-            return [None] * len(sights)
+        widths = {sight.keys.shape[1] for sight in sights}
+        is_causal = all(sight.visible is None for sight in sights) and len(widths) <= 1
+        # The library's own mask over earlier keys is boolean, which every block would turn into numbers.
+        own_is_best = widths <= {call.width} or not takes_numbers_once(implementation or None, device)
+        if is_causal and own_is_best and not self.hands_out_masks:
+            return None
         masks: list[Tensor | None] = []
         for sight in sights:
             shape = (call.width, sight.keys.shape[1])
@@ -332,7 +336,7 @@ class SegmentedDecoder:
                 masks.append(as_attention_mask(sight.visible, shape, implementation or None, self.base.dtype, device))
         return masks
 
-    def _attention_mask(self, masks: list[Tensor | None], device: torch.device) -> Any:
+    def _attention_mask(self, masks: list[Tensor | None] | None, device: torch.device) -> Any:
         """Mask for the decoder: None (its own causal mask), a 4-D tensor, or one per layer type."""
         layer_types = getattr(self.base.config, "layer_types", None)
         if self.hands_out_masks:  # a prepared mask keeps the decoder from building its own, which nobody would look at
@@ -341,7 +345,7 @@ class SegmentedDecoder:
                 return unused
             kinds = zip(layer_types, self.blocks, strict=True)
             return {layer_type: None if block.kind == "conv" else unused for layer_type, block in kinds}
-        if all(mask is None for mask in masks):
+        if masks is None:
             return None
         if layer_types is None:
             return masks[0]
@@ -351,11 +355,11 @@ class SegmentedDecoder:
         }
 
     @contextlib.contextmanager
-    def _blocks_called(self, masks: list[Tensor | None], recompute: bool) -> Iterator[None]:
+    def _blocks_called(self, masks: list[Tensor | None] | None, recompute: bool) -> Iterator[None]:
         """For one call, let every block hand its attention the mask of its own reach, and be recomputed if asked."""
         for block, index in zip(self.blocks, self.reach_index, strict=True):
             forward = block.module.forward
-            if self.hands_out_masks and block.attention is not None and index is not None:
+            if self.hands_out_masks and masks is not None and block.attention is not None and index is not None:
                 forward = _with_mask(forward, block.attention, masks[index])
             block.module.forward = partial(checkpoint, forward, use_reentrant=False) if recompute else forward
         try:
