@@ -1,6 +1,7 @@
 """Write the pages of finished benchmarks, docs/results/bench-*.md, and their figures. No number is typed by hand.
 
-python scripts/update_benchmarks.py benchmarks/lm2-cpu --stream benchmarks/stream-cpu --ops benchmarks/ops-cpu
+python scripts/update_benchmarks.py benchmarks/lm2-cpu --stream benchmarks/stream-cpu --ops benchmarks/ops-cpu \
+    --mom benchmarks/mom-cpu
 """
 
 import argparse
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnemon.bench import stream
+from mnemon.bench import mom, stream
 from mnemon.bench.ops.files import write_page
 from mnemon.bench.ops.results import read_results as read_ops_results
 from mnemon.bench.plots import all_charts
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="?", help="folder with the results.json of `mnemon bench lm2`")
     parser.add_argument("--stream", type=Path, help="folder with the results.json of `mnemon bench stream`")
     parser.add_argument("--ops", type=Path, help="folder with the results.json of `mnemon bench ops`")
+    parser.add_argument("--mom", type=Path, help="folder with the results.json of `mnemon bench mom`")
     parser.add_argument("--root", type=Path, default=ROOT, help="root of the repository (default: this one)")
     options = parser.parse_args(arguments)
     try:
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(atomic_write_text(results / "bench-stream.md", stream.markdown(reading, "bench-stream.png")))
         if options.ops is not None:
             print(write_page(results / "bench-ops.md", read_ops_results(options.ops), "bench-ops-"))
+        if options.mom is not None:
+            print(mom.write_page(results / "bench-mom.md", mom.read_results(options.mom), "bench-mom-decode.png"))
     except MnemonError as error:
         print(f"update_benchmarks: error: {error}", file=sys.stderr)
         return 2

@@ -21,11 +21,12 @@ ALLOWED = {
     "layers": FOUNDATION | {"ops"},
     "data": FOUNDATION,
     "models": FOUNDATION | {"layers", "ops"},
-    "training": FOUNDATION | {"data", "layers", "models", "ops"},
-    "evaluation": FOUNDATION | {"data", "layers", "models", "ops"},
+    "metrics": FOUNDATION | {"data"},  # takes any model as an argument
+    "training": FOUNDATION | {"data", "layers", "metrics", "models", "ops"},
+    "evaluation": FOUNDATION | {"data", "layers", "metrics", "models", "ops"},
     "bench": FOUNDATION | {"data", "layers", "models", "ops", "evaluation"},
-    "demo": FOUNDATION | {"data", "layers", "models", "ops", "training", "evaluation"},
-    "cli": FOUNDATION | {"data", "layers", "models", "ops", "training", "evaluation", "demo", "bench"},
+    "demo": FOUNDATION | {"data", "layers", "metrics", "models", "ops", "training", "evaluation"},
+    "cli": FOUNDATION | {"data", "layers", "metrics", "models", "ops", "training", "evaluation", "demo", "bench"},
     "__main__": {"cli"},
 }
 
@@ -110,8 +111,10 @@ def modules_after(statement: str) -> set[str]:
         "from mnemon.cli.app import main; main(['--help'])",
         "from mnemon.cli.app import main; main(['train', '--help'])",
         "from mnemon.cli.app import main; main(['data', 'babilong', '--help'])",
+        "from mnemon.cli.app import main; main(['data', 'mqar', '--help'])",
         "from mnemon.cli.app import main; main(['bench', 'lm2', '--help'])",
         "from mnemon.cli.app import main; main(['bench', 'ops', '--help'])",
+        "from mnemon.cli.app import main; main(['convert', '--help'])",
     ],
 )
 def test_importing_and_asking_for_help_are_light(statement: str) -> None:

@@ -16,7 +16,7 @@ from mnemon.cli.app import main
 from mnemon.data import babi
 from mnemon.data.tokenizer import train_tokenizer
 from mnemon.errors import CheckpointError
-from mnemon.evaluation.statistics import Interval
+from mnemon.metrics.intervals import Interval
 from mnemon.training import load_recipe
 
 COSTS = st.dictionaries(st.sampled_from(demo.LENGTHS), st.floats(1e-3, 1e3), min_size=1)

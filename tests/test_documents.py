@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
@@ -82,14 +83,14 @@ def test_every_command_of_the_documents_exists() -> None:
 def test_every_key_of_a_recipe_is_documented() -> None:
     from mnemon.training.recipe import Recipe, Section
 
-    def keys(section: type[Section]) -> set[str]:
-        found = set(section.model_fields)
-        for field in section.model_fields.values():
-            for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-                if isinstance(kind, type) and issubclass(kind, Section):
-                    found |= keys(kind)
-        return found
+    def keys(annotation: Any) -> set[str]:
+        found: set[str] = set()
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            found = set(annotation.model_fields)
+            found |= {key for field in annotation.model_fields.values() for key in keys(field.annotation)}
+        return found | {key for inner in get_args(annotation) for key in keys(inner)}
 
+    assert {"fact_limits", "num_pairs", "in_stages"} <= keys(Recipe), "sections of every kind of data must be looked at"
     text = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert not {key for key in keys(Recipe) if f"`{key}`" not in text}
 
@@ -101,6 +102,7 @@ COMMANDS = [
     "train",
     "data babi",
     "data babilong",
+    "data mqar",
     "bench lm2",
     "bench ops",
     "bench stream",

@@ -15,6 +15,7 @@ from mnemon.files import (
     atomic_write_bytes,
     atomic_write_json,
     atomic_write_text,
+    complete_folder,
     prepare_output_folder,
     read_bytes,
     read_text,
@@ -159,3 +160,51 @@ def test_nothing_to_resume_contradictions_and_files_are_refused(tmp_path: Path) 
 def test_an_empty_folder_is_free_to_use_even_after_a_run_that_wrote_nothing(tmp_path: Path) -> None:
     assert prepare_output_folder(tmp_path) == tmp_path
     assert prepare_output_folder(tmp_path) == tmp_path
+
+
+def write(folder: Path, text: str, overwrite: bool = False) -> None:
+    with complete_folder(folder, overwrite) as temporary:
+        assert temporary.parent == folder.parent
+        (temporary / "file").write_text(text)
+
+
+def test_a_complete_folder_appears_with_all_its_files_and_nothing_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    write(folder, "first")
+    assert (folder / "file").read_text() == "first"
+    assert os.listdir(folder.parent) == ["out"]
+
+
+def test_a_complete_folder_is_replaced_only_where_it_may_be(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    write(folder, "first")
+    with pytest.raises(ConfigError, match="holds files already; use --overwrite"):
+        write(folder, "second")
+    write(folder, "second", overwrite=True)
+    assert (folder / "file").read_text() == "second"
+    assert os.listdir(tmp_path) == ["out"]
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    write(foreign, "into an empty folder")
+    (foreign / ".mnemon-run").unlink()
+    with pytest.raises(ConfigError, match="another origin"):
+        write(foreign, "third", overwrite=True)
+    with pytest.raises(ConfigError, match="is a file"):
+        write(foreign / "file", "third")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_could_not_be_completed_leaves_what_was_there(tmp_path: Path, overwrite: bool) -> None:
+    folder = tmp_path / "out"
+    if overwrite:
+        write(folder, "first")
+
+    def fail() -> None:
+        with complete_folder(folder, overwrite) as temporary:
+            (temporary / "file").write_text("second")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match="disk is full"):
+        fail()
+    assert os.listdir(tmp_path) == (["out"] if overwrite else [])
+    assert not overwrite or (folder / "file").read_text() == "first"

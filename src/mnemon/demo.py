@@ -19,9 +19,10 @@ from mnemon.evaluation.checkpoints import load_spec, trained_layout, trained_tas
 from mnemon.evaluation.controls import ModelSpec, with_controls
 from mnemon.evaluation.generation import generate_answers
 from mnemon.evaluation.samples import parse_length
-from mnemon.evaluation.statistics import Interval
 from mnemon.evaluation.suite import SuiteOptions, evaluate_models, generated_samples
+from mnemon.metrics.intervals import Interval
 from mnemon.models.loading import shipped_checkpoints
+from mnemon.training.data_sections import BabilongData
 from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import load_recipe
 from mnemon.training.run import train
@@ -121,7 +122,7 @@ def train_and_ask(recipe: Recipe, folder: Path, *, show_progress: bool = True) -
     """Train from scratch, then ask new questions with the memory and with the memory knocked out.
 
     Args:
-        recipe: recipe of an LM2 model.
+        recipe: recipe of an LM2 model on BABILong.
         folder: where the run goes; new or empty.
         show_progress: draw a progress bar on stderr.
 
@@ -138,14 +139,16 @@ def train_and_ask(recipe: Recipe, folder: Path, *, show_progress: bool = True) -
     learned = [
         stage["length"] for stage in summary["stages"] if stage["reason"] == "learned" and not stage["max_facts"]
     ]
-    length = max(learned, default=recipe.data.lengths[0])
+    data = recipe.data
+    assert isinstance(data, BabilongData)  # the tour asks BABILong questions
+    length = max(learned, default=data.lengths[0])
     spec = load_spec(recipe.name, str(folder))
     options = SuiteOptions(
-        tasks=tuple(recipe.data.tasks),
+        tasks=tuple(data.tasks),
         lengths=(str(length),),
         num_samples=_QUESTIONS_AFTER_TRAINING,
         seed=recipe.seed,
-        background=recipe.data.background,
+        background=data.background,
         max_new_tokens=_MAX_NEW_TOKENS,
     )
     comparison = evaluate_models([spec], options).comparison

@@ -199,11 +199,59 @@ def prepare_output_folder(
     return folder
 
 
+@contextlib.contextmanager
+def complete_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a folder in a `with` block; it appears complete or not at all.
+
+    What is written goes to a temporary folder beside it, which takes its place when the block ends without an error.
+
+    Args:
+        path: the folder; its parents are made when missing. A link is followed, not replaced.
+        overwrite: replace a folder that an earlier call has written. A folder of another origin is never replaced.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        ConfigError: if something is there already, and `overwrite` is not given or it is not ours to delete.
+        RunError: if the disk is full or the place is not writable.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{path}: is a file, expected a folder to write")
+    occupied = target.is_dir() and any(target.iterdir())
+    if occupied and not overwrite:
+        raise ConfigError(f"{path}: holds files already; use --overwrite or another folder")
+    if occupied:
+        _refuse_other_origin(target)
+    mark = secrets.token_hex(4)
+    temporary, old = target.with_name(f".{target.name}.{mark}.tmp"), target.with_name(f".{target.name}.{mark}.old")
+    with explain_disk_errors(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            (temporary / RUN_MARKER).touch()
+            if occupied:
+                os.replace(target, old)
+            os.replace(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists() and not target.exists():
+                os.replace(old, target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_other_origin(folder: Path) -> None:
+    """Refuse a folder that is not marked as written by us."""
+    if not (folder / RUN_MARKER).is_file():
+        raise ConfigError(f"{folder}: holds files of another origin (no {RUN_MARKER}); choose another folder")
+
+
 def _empty(folder: Path) -> None:
     """Delete the content of a run folder, marker last, so that an interrupted deletion can be repeated."""
+    _refuse_other_origin(folder)
     marker = folder / RUN_MARKER
-    if not marker.is_file():
-        raise ConfigError(f"{folder}: holds files of another origin (no {RUN_MARKER}); choose another folder")
     with explain_disk_errors(folder):
         for entry in folder.iterdir():
             if entry == marker:

@@ -8,6 +8,7 @@ from mnemon.cli import data as data_module
 from mnemon.cli.app import main
 from mnemon.data import babi
 from mnemon.data.babilong import read_json
+from mnemon.data.mqar import MqarSettings, generate
 from mnemon.data.tokenizer import train_tokenizer
 
 
@@ -96,3 +97,40 @@ def test_a_bar_appears_only_on_a_terminal_and_passes_everything_on(monkeypatch: 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(data_module, "PROGRESS_DELAY_SECONDS", 0.0)
     assert list(data_module._with_progress(iter("abc"), 3, "title")) == ["a", "b", "c"]  # type: ignore[arg-type, comparison-overlap]
+
+
+def test_mqar_samples_are_written_one_per_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mqar.jsonl"
+    command = ["data", "mqar", "--length", "16", "--pairs", "2", "--vocab-size", "20", "--samples", "5", "--seed", "4"]
+    assert main([*command, "--zero-fillers", "-o", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["samples"], facts["num_pairs"], facts["random_non_queries"]) == (5, 2, False)
+    made = generate(MqarSettings(20, 16, 2, random_non_queries=False), 5, seed=4)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == made.records()
+    assert main([*command, "--zero-fillers"]) == 0
+    assert capsys.readouterr().out == path.read_text()
+    assert main(command) == 0
+    assert capsys.readouterr().out != path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--length", "15"], "expected an even length, got 15; use 16"),
+        (["--pairs", "17"], "= 68 tokens, got length 64; use 68 or more"),
+        (["--vocab-size", "64"], "vocab_size above the length 64, got 64; use 65"),
+        (["--passes", "0"], "num_passes of at least 1"),
+        (["--power-a", "0"], "power_a above 0"),
+        (["--samples", "0"], "--samples"),
+        (["--json"], "-o FILE"),
+        (["-o", "."], "is a folder"),
+    ],
+)
+def test_a_mistake_in_mqar_is_one_line_and_exit_code_two(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "mqar", *words]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""

@@ -11,8 +11,8 @@ from mnemon.evaluation.statistics import (
     paired_bootstrap,
     paired_test,
     unpaired_difference,
-    wilson_interval,
 )
+from mnemon.metrics.intervals import wilson_interval
 
 MARKS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 

@@ -68,6 +68,22 @@ def test_normed_projections_are_projections_of_the_norm():
         assert torch.allclose(a, b, atol=1e-13)
 
 
+def test_normed_projections_in_half_precision_are_those_in_full_precision_rounded():
+    drawn = (random(2, 5, 8), random(8, seed=1), random(3, 8, seed=2), random(3, 8, seed=3))
+    half = [part.detach().to(torch.bfloat16).requires_grad_() for part in drawn]
+    full = [part.detach().double().requires_grad_() for part in half]
+    found, expected = (normed_projections(*parts[:2], 1e-6, *parts[2:]) for parts in (half, full))
+    for a, b in zip((*found, *gradients(found, half)), (*expected, *gradients(expected, full)), strict=True):
+        assert a.dtype == torch.bfloat16
+        assert (a.double() - b).norm() < 0.02 * b.norm()
+
+
+def test_normed_projections_in_half_precision_survive_a_residual_stream_whose_projection_would_overflow():
+    x, weight = torch.full((1, 4), 6e4, dtype=torch.float16), torch.ones(2, 4, dtype=torch.float16)
+    found = normed_projections(x, torch.ones(4, dtype=torch.float16), 1e-6, weight, weight)
+    assert all(torch.allclose(part, torch.full_like(part, 4.0)) for part in found)
+
+
 def test_content_is_the_quotient():
     value, total = random(2, 3, 5, 4), random(2, 3, 5, seed=1).detach().exp().requires_grad_()
     found, expected = content_of(value, total), value / total[..., None]

@@ -71,6 +71,25 @@ def test_recomputing_segments_gives_exactly_the_gradients_of_keeping_them(base, 
         assert torch.allclose(gradients[1][name], expected, rtol=1e-9, atol=1e-12), name
 
 
+def test_masks_are_numbers_only_where_a_backward_pass_follows(monkeypatch):
+    kinds: list[torch.dtype | None] = []
+    attend = nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Tensor, attn_mask: Tensor | None = None, **options) -> Tensor:
+        if "is_causal" in options:  # the decoder's attention; the bank is read without
+            kinds.append(None if attn_mask is None else attn_mask.dtype)
+        return attend(*args, attn_mask=attn_mask, **options)
+
+    model, ids = lm2(llama_config()), tokens(1, 2 * SEGMENT)
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    with torch.no_grad():
+        expected = model(ids).logits
+    assert set(kinds) == {None, torch.bool}
+    kinds.clear()
+    assert torch.allclose(model.train()(ids).logits, expected, atol=1e-13)
+    assert set(kinds) == {None, torch.float64}
+
+
 def test_checkpointing_runs_every_segment_twice_and_only_in_training():
     model, ids = lm2(llama_config()), tokens(1, 4 * SEGMENT)
     model.gradient_checkpointing_enable()

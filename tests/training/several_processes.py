@@ -21,7 +21,8 @@ import mnemon.training.run
 from mnemon.cli.app import leave, main
 from mnemon.errors import MnemonError
 from mnemon.training import train
-from mnemon.training.batches import BatchMaker, share_rows
+from mnemon.training.babilong_batches import BabilongBatches
+from mnemon.training.batches import share_rows
 from mnemon.training.build import build_model, build_tokenizer
 from mnemon.training.distributed import Processes, decoder_layer_classes, joined_processes
 from mnemon.training.recipe_io import check_recipe
@@ -74,7 +75,7 @@ def sharded_gradient_error(raw: dict[str, Any]) -> float:
     recipe = check_recipe(raw)
     tokenizer = build_tokenizer(recipe)
     assert recipe.model.lm2 is not None
-    batch = BatchMaker(recipe.data, tokenizer, 0, 700).make(3, 2)
+    batch = BabilongBatches(recipe.data, tokenizer, 0, 700).make(3, 2)
     share = share_rows(batch, dist.get_rank(), dist.get_world_size(), recipe.model.lm2.segment_length)
 
     def gradients(rows: dict[str, Any], pieces: bool) -> dict[str, torch.Tensor]:

@@ -6,21 +6,22 @@ import torch
 
 from mnemon.data.encoding import IGNORED
 from mnemon.errors import DataError
-from mnemon.training.batches import Batch, BatchMaker, BatchStream, share_rows
+from mnemon.training.babilong_batches import BabilongBatches
+from mnemon.training.batches import Batch, BatchStream, share_rows
 from mnemon.training.build import build_tokenizer
 from mnemon.training.curriculum import Curriculum
-from mnemon.training.recipe import DataSection
+from mnemon.training.data_sections import BabilongData
 from mnemon.training.recipe_io import check_recipe
 
 
 @pytest.fixture
-def maker(tiny: dict[str, Any]) -> BatchMaker:
+def maker(tiny: dict[str, Any]) -> BabilongBatches:
     recipe = check_recipe(tiny)
-    return BatchMaker(recipe.data, build_tokenizer(recipe), seed=1, batch_tokens=1024)
+    return BabilongBatches(recipe.data, build_tokenizer(recipe), seed=1, batch_tokens=1024)
 
 
 @pytest.fixture
-def curriculum(maker: BatchMaker) -> Curriculum:
+def curriculum(maker: BabilongBatches) -> Curriculum:
     return Curriculum(maker.data.stages, list(maker.data.tasks), maker.data.curriculum)
 
 
@@ -28,17 +29,17 @@ def same(a: Batch, b: Batch) -> bool:
     return all(torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key] for key in a)
 
 
-def test_a_batch_depends_on_index_stage_and_seed_only(maker: BatchMaker) -> None:
-    again = BatchMaker(maker.data, maker.tokenizer, seed=1, batch_tokens=1024)
+def test_a_batch_depends_on_index_stage_and_seed_only(maker: BabilongBatches) -> None:
+    again = BabilongBatches(maker.data, maker.tokenizer, seed=1, batch_tokens=1024)
     again.make(0, 0)
     assert same(maker.make(5, 1), again.make(5, 1))
-    other_seed = BatchMaker(maker.data, maker.tokenizer, seed=2, batch_tokens=1024)
+    other_seed = BabilongBatches(maker.data, maker.tokenizer, seed=2, batch_tokens=1024)
     for other in (maker.make(6, 1), maker.make(5, 2), other_seed.make(5, 1)):
         assert not torch.equal(maker.make(5, 1)["input_ids"][:, -20:], other["input_ids"][:, -20:])
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_rows_end_with_an_answer_and_stay_within_the_budget(maker: BatchMaker, stage: int) -> None:
+def test_rows_end_with_an_answer_and_stay_within_the_budget(maker: BabilongBatches, stage: int) -> None:
     batch = maker.make(3, stage)
     ids, labels, mask = batch["input_ids"], batch["labels"], batch["attention_mask"]
     assert ids.numel() <= 1024
@@ -51,7 +52,7 @@ def test_rows_end_with_an_answer_and_stay_within_the_budget(maker: BatchMaker, s
     assert (labels[:, before] != IGNORED).any()
 
 
-def test_questions_are_numbered_as_they_are_read(maker: BatchMaker) -> None:
+def test_questions_are_numbered_as_they_are_read(maker: BabilongBatches) -> None:
     batch = maker.make(1, 1)
     numbers = batch["question_ids"]
     assert len(numbers) == (batch["labels"] != IGNORED).sum()
@@ -60,35 +61,35 @@ def test_questions_are_numbered_as_they_are_read(maker: BatchMaker) -> None:
     assert set(batch["tasks"]) <= {"qa1", "qa6"}
 
 
-def test_shorter_lengths_stay_mixed_in(maker: BatchMaker) -> None:
+def test_shorter_lengths_stay_mixed_in(maker: BabilongBatches) -> None:
     lengths = [maker.make(index, 2)["length"] for index in range(40)]
     assert {0, 64, 96} == set(lengths)
     assert lengths.count(96) > 15
 
 
 def test_an_unlucky_draw_of_background_is_replaced_and_a_hopeless_one_reported(
-    maker: BatchMaker, monkeypatch: pytest.MonkeyPatch
+    maker: BabilongBatches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual, calls = BatchMaker._samples, iter(range(10**6))
+    usual, calls = BabilongBatches._samples, iter(range(10**6))
 
-    def unlucky(self: BatchMaker, *arguments: Any) -> Iterator[Any]:
+    def unlucky(self: BabilongBatches, *arguments: Any) -> Iterator[Any]:
         if next(calls) % 2 == 0:
             raise DataError("cannot reach exactly 64 tokens")
         yield from usual(self, *arguments)
 
-    monkeypatch.setattr(BatchMaker, "_samples", unlucky)
+    monkeypatch.setattr(BabilongBatches, "_samples", unlucky)
     assert len(maker.make(0, 1)["input_ids"]) > 1
 
-    def hopeless(self: BatchMaker, *arguments: Any) -> Iterator[Any]:
+    def hopeless(self: BabilongBatches, *arguments: Any) -> Iterator[Any]:
         raise DataError("cannot reach exactly 64 tokens")
         yield
 
-    monkeypatch.setattr(BatchMaker, "_samples", hopeless)
+    monkeypatch.setattr(BabilongBatches, "_samples", hopeless)
     with pytest.raises(DataError, match="cannot reach exactly"):
         maker.make(0, 1)
 
 
-def test_a_change_of_stage_takes_effect_at_the_next_batch(maker: BatchMaker, curriculum: Curriculum) -> None:
+def test_a_change_of_stage_takes_effect_at_the_next_batch(maker: BabilongBatches, curriculum: Curriculum) -> None:
     stream = BatchStream(maker, curriculum, start=4)
     batches: Iterator[Batch] = iter(stream)
     assert same(next(batches), maker.make(4, 0))
@@ -98,7 +99,7 @@ def test_a_change_of_stage_takes_effect_at_the_next_batch(maker: BatchMaker, cur
     stream.close()
 
 
-def test_worker_processes_make_the_same_batches(maker: BatchMaker, curriculum: Curriculum) -> None:
+def test_worker_processes_make_the_same_batches(maker: BabilongBatches, curriculum: Curriculum) -> None:
     stream = BatchStream(maker, curriculum, workers=1)
     batches = iter(stream)
     for index in range(3):
@@ -106,33 +107,33 @@ def test_worker_processes_make_the_same_batches(maker: BatchMaker, curriculum: C
     stream.close()
 
 
-def test_stages_with_few_facts_come_first_and_hold_few_facts(maker: BatchMaker) -> None:
-    data = DataSection(tasks=["qa1"], lengths=[0, 64], fact_limits=[2, 4], questions_per_story=1)
+def test_stages_with_few_facts_come_first_and_hold_few_facts(maker: BabilongBatches) -> None:
+    data = BabilongData(tasks=["qa1"], lengths=[0, 64], fact_limits=[2, 4], questions_per_story=1)
     assert [stage[:2] for stage in data.stages] == [(0, 2), (0, 4), (0, None), (64, None)]
-    few = BatchMaker(data, maker.tokenizer, seed=0, batch_tokens=2048)
+    few = BabilongBatches(data, maker.tokenizer, seed=0, batch_tokens=2048)
     texts = [few.tokenizer.batch_decode(few.make(0, stage)["input_ids"]) for stage in range(3)]
     most = [max(text.count(".") for text in stage) for stage in texts]
     assert most[:2] == [2, 4]
     assert most[2] > 4
 
 
-def test_the_first_tasks_have_the_stages_with_few_facts_to_themselves(maker: BatchMaker) -> None:
+def test_the_first_tasks_have_the_stages_with_few_facts_to_themselves(maker: BabilongBatches) -> None:
     options = {"lengths": [0, 64], "fact_limits": [2], "first_tasks": ["qa1"]}
-    both = BatchMaker(DataSection(tasks=["qa1", "qa6"], **options), maker.tokenizer, seed=0, batch_tokens=2048)
+    both = BabilongBatches(BabilongData(tasks=["qa1", "qa6"], **options), maker.tokenizer, seed=0, batch_tokens=2048)
     assert set(both.make(0, 0)["tasks"]) == {"qa1"}
     assert set(both.make(1, 1)["tasks"]) == {"qa1", "qa6"}
 
 
-def test_long_contexts_still_come_in_batches_of_the_least_rows(maker: BatchMaker) -> None:
-    data = DataSection(tasks=["qa1"], lengths=[128])
-    assert len(BatchMaker(data, maker.tokenizer, 0, 256).make(0, 0)["input_ids"]) == 1
-    assert len(BatchMaker(data, maker.tokenizer, 0, 256, min_rows=6).make(0, 0)["input_ids"]) == 6
+def test_long_contexts_still_come_in_batches_of_the_least_rows(maker: BabilongBatches) -> None:
+    data = BabilongData(tasks=["qa1"], lengths=[128])
+    assert len(BabilongBatches(data, maker.tokenizer, 0, 256).make(0, 0)["input_ids"]) == 1
+    assert len(BabilongBatches(data, maker.tokenizer, 0, 256, min_rows=6).make(0, 0)["input_ids"]) == 6
 
 
 @pytest.mark.parametrize("count", [2, 3, 50])
 @pytest.mark.parametrize("segment_length", [None, 8])
 def test_processes_share_every_row_and_question_of_a_batch_once(
-    maker: BatchMaker, count: int, segment_length: int | None
+    maker: BabilongBatches, count: int, segment_length: int | None
 ) -> None:
     batch = maker.make(0, 1)
     shares = [share_rows(batch, rank, count, segment_length) for rank in range(count)]
@@ -159,7 +160,7 @@ def test_processes_share_every_row_and_question_of_a_batch_once(
     assert answers == {(n, tuple(of_batch[batch["question_ids"] == n].tolist())) for n in batch["questions"]}
 
 
-def test_every_process_has_as_many_segments_and_without_segments_as_many_rows(maker: BatchMaker) -> None:
+def test_every_process_has_as_many_segments_and_without_segments_as_many_rows(maker: BabilongBatches) -> None:
     seen_filler = False
     for index in range(20):
         batch = maker.make(index, 1)
@@ -174,7 +175,7 @@ def test_every_process_has_as_many_segments_and_without_segments_as_many_rows(ma
     assert seen_filler, "without a filler row this test says nothing"
 
 
-def test_one_process_keeps_the_batch_as_it_is(maker: BatchMaker) -> None:
+def test_one_process_keeps_the_batch_as_it_is(maker: BabilongBatches) -> None:
     batch = maker.make(2, 1)
     assert share_rows(batch, 0, 1, 8) is batch
     mask, labels = batch["attention_mask"], batch["labels"]

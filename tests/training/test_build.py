@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from mnemon.errors import CheckpointError, ConfigError
 from mnemon.training import load_recipe, plan, shipped_recipes
-from mnemon.training.build import build_model, build_tokenizer
+from mnemon.training.build import build_model, build_tokenizer, vocabulary_size
 from mnemon.training.recipe_io import check_recipe
 
 
@@ -29,7 +29,7 @@ def test_the_compared_recipes_have_equal_parameter_counts_and_everything_else_eq
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if "small" not in name])
 def test_every_small_enough_shipped_recipe_builds_a_model_that_runs(name: str) -> None:
     recipe = load_recipe(name)
-    model = build_model(recipe, recipe.tokenizer.vocab_size)
+    model = build_model(recipe, vocabulary_size(recipe, None))
     assert model(input_ids=torch.arange(10)[None], logits_to_keep=1).logits.isfinite().all()
 
 

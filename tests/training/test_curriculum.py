@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mnemon.errors import CheckpointError
 from mnemon.training.curriculum import Curriculum
-from mnemon.training.recipe import CurriculumSection, Stage
+from mnemon.training.data_sections import CurriculumSection, Stage
 
 STAGES = [Stage(0, None), Stage(64, None), Stage(128, None)]
 RIGHT, WRONG = [("a", True), ("b", True)], [("a", True), ("b", False)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mnemon.cli.bench_mom import mom
 from mnemon.cli.bench_ops import ops
 from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, words
 from mnemon.cli.display import command_line, silence_libraries, token_bar
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 bench_app = typer.Typer(help="Measure speed and memory against what one would otherwise use.", no_args_is_help=True)
 bench_app.command("ops")(ops)
+bench_app.command("mom")(mom)
 
 _PARTS = ("train", "prefill", "decode")
 

@@ -1,9 +1,10 @@
-"""`mnemon data`: write bAbI stories and BABILong samples to files."""
+"""`mnemon data`: write bAbI stories, BABILong and MQAR samples to files."""
 
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_TOKENIZER = "babilong-tiny-lm2"
 PROGRESS_DELAY_SECONDS = 2.0
 
-data_app = typer.Typer(help="Make data: bAbI stories and BABILong samples.", no_args_is_help=True)
+data_app = typer.Typer(help="Make data: bAbI stories, BABILong and MQAR samples.", no_args_is_help=True)
 
 TaskOption = Annotated[str, typer.Option("--task", help="Task, qa1 ... qa10.")]
 FileOption = Annotated[
@@ -74,8 +75,7 @@ def babilong(
 
     check_task(task, GENERATED_TASKS)
     tokens = parse_length(length)
-    if json_output and output is None:
-        raise ConfigError("--json describes the file that was written; name one with -o FILE")
+    _check_json(json_output, output)
     _check_output(output, overwrite)
     made = generate(
         task, tokens, samples, _load_tokenizer(tokenizer), background=background, split=_as_split(split), seed=seed
@@ -84,6 +84,48 @@ def babilong(
     if json_output:
         facts = {"task": task, "length": tokens, "samples": samples, "tokenizer": tokenizer}
         print(json.dumps({**facts, "background": background, "split": split, "seed": seed, "file": str(output)}))
+
+
+@data_app.command("mqar")
+def mqar(
+    length: Annotated[int, typer.Option("--length", help="Tokens of a sample, even.")] = 64,
+    pairs: Annotated[int, typer.Option("--pairs", help="Key-value pairs; each key is asked for once.")] = 4,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Token ids, more than the length.")] = 8192,
+    power_a: Annotated[
+        float, typer.Option("--power-a", help="Where queries stand: 0.01 mostly early, 1 anywhere.")
+    ] = 0.01,
+    passes: Annotated[int, typer.Option("--passes", help="How often all pairs are shown.")] = 1,
+    random_non_queries: Annotated[
+        bool,
+        typer.Option("--random-non-queries/--zero-fillers", help="Between the queries: any tokens, or the token 0."),
+    ] = True,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Number of samples.")] = 100,
+    seed: SeedOption = 0,
+    output: FileOption = None,
+    overwrite: OverwriteFileOption = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object that says what was made (needs -o).")
+    ] = False,
+) -> None:
+    """Write MQAR samples, one JSON object per line: `mnemon data mqar --length 64 --pairs 8 -o mqar.jsonl`.
+
+    A line holds `input_ids`, `labels` (the value at the index of its query, not shifted; -100 elsewhere) and `gaps`
+    (tokens from a pair to its query; 0 elsewhere), all of the same length.
+    """
+    from mnemon.data.mqar import MqarSettings, generate
+
+    settings = MqarSettings(vocab_size, length, pairs, power_a, passes, random_non_queries)
+    _check_json(json_output, output)
+    _check_output(output, overwrite)
+    lines = (json.dumps(record) + "\n" for record in generate(settings, samples, seed=seed).records())
+    _write("".join(lines), output, quiet=json_output)
+    if json_output:
+        print(json.dumps({**asdict(settings), "samples": samples, "seed": seed, "file": str(output)}))
+
+
+def _check_json(json_output: bool, output: Path | None) -> None:
+    if json_output and output is None:
+        raise ConfigError("--json describes the file that was written; name one with -o FILE")
 
 
 def _check_output(output: Path | None, overwrite: bool) -> None:

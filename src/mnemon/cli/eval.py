@@ -1,4 +1,4 @@
-"""`mnemon eval`: accuracy of one or more models on BABILong, with controls, intervals and paired tests."""
+"""`mnemon eval`: one or more models on BABILong, with controls, intervals and paired tests, or on another suite."""
 
 import json
 import re
@@ -29,9 +29,20 @@ if TYPE_CHECKING:
 
 _DEFAULT_LENGTHS = "0k,1k,2k,4k,8k,16k"
 _DEFAULT_TASKS = "qa1,qa2,qa3,qa4,qa5,qa6,qa7,qa8,qa9,qa10"
+_COMMON_OPTIONS = {"models", "suite", "samples", "limit", "controls", "device", "output", "json_output", "overwrite"}
+_SUITES = {
+    "babilong": {
+        *("tasks", "lengths", "samples_at", "seed", "background", "babi", "data", "layout", "diagnostics"),
+        *("batch_size", "max_batch_tokens", "max_new_tokens", "resume"),
+    },
+    "mqar": {"slices", "seed"},
+    "perplexity": {"lengths", "background"},
+}
+"""Suites and the options that only some of them know."""
 
 
 def evaluate(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -40,16 +51,29 @@ def evaluate(
             show_default=False,
         ),
     ],
-    suite: Annotated[str, typer.Option(help="What to measure; only babilong so far.")] = "babilong",
+    suite: Annotated[
+        str, typer.Option(help="What to measure: babilong, mqar (recall) or perplexity (of held-out text).")
+    ] = "babilong",
     tasks: Annotated[
         str | None,
         typer.Option(help="Tasks, separated by commas. (default: what the first model was trained on, else qa1-qa10)"),
     ] = None,
     lengths: Annotated[
         str | None,
-        typer.Option(help=f"Context lengths in tokens, separated by commas. (default: {_DEFAULT_LENGTHS})"),
+        typer.Option(
+            help=f"Context lengths in tokens, separated by commas. (default: {_DEFAULT_LENGTHS}; for perplexity the "
+            "trained length times 1, 2, 4 and 8)"
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples per task and length.")] = 100,
+    slices: Annotated[
+        str | None,
+        typer.Option(
+            help="For mqar: LENGTHxPAIRS, separated by commas. (default: what the first model was trained on)"
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Samples per task and length, or per slice; for perplexity the most windows.")
+    ] = 100,
     samples_at: Annotated[
         str | None,
         typer.Option(help="Other numbers at some lengths, such as 8k=50,16k=25. (default: --samples everywhere)"),
@@ -59,8 +83,12 @@ def evaluate(
     ] = None,
     seed: SeedOption = 0,
     background: Annotated[
-        str, typer.Option(help="Text that hides the facts: stdlib, a folder of .txt files, or hf:NAME.")
-    ] = "stdlib",
+        str | None,
+        typer.Option(
+            help="Text that hides the facts, or that is read: stdlib, a folder of .txt files, or hf:NAME. (default: "
+            "stdlib; for perplexity what the first model was trained on)"
+        ),
+    ] = None,
     babi: Annotated[
         Path | None,
         typer.Option(help="Folder of bAbI files qaN_*_test.txt[.gz]: hide these stories, not generated ones."),
@@ -95,15 +123,42 @@ def evaluate(
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
 ) -> None:
-    """Measure models on BABILong: `mnemon eval babilong-tiny-lm2 babilong-tiny-plain --lengths 0k,4k`.
+    """Measure models on BABILong or another suite: `mnemon eval babilong-tiny-lm2 babilong-tiny-plain --lengths 0k,4k`.
 
-    All models answer the same questions. The folder gets results.json, predictions.jsonl, table.md, figures and
-    report.html.
+    All models answer the same questions. The folder gets results.json and table.md; for BABILong also
+    predictions.jsonl, figures and report.html.
     """
-    if suite != "babilong":
-        raise ConfigError(f"unknown suite {suite!r}; only babilong is there")
+    _check_suite(context, suite)
     names = [_split_label(name) for name in models]
     num_samples = samples if limit is None else min(samples, limit)
+    folder = output or Path("runs") / "eval" / _file_name(names[0][0] or Path(names[0][1]).name)
+    if suite != "babilong":
+        from mnemon.cli.eval_suites import evaluate_perplexity, evaluate_recall
+
+        specs, trained = _load_rows(names, suite, _pick_device(device), controls)
+        if suite == "mqar":
+            evaluate_recall(
+                specs,
+                trained,
+                slices=slices,
+                num_samples=num_samples,
+                seed=seed,
+                folder=folder,
+                overwrite=overwrite,
+                as_json=json_output,
+            )
+        else:
+            evaluate_perplexity(
+                specs,
+                trained,
+                lengths=lengths,
+                background=background,
+                num_samples=num_samples,
+                folder=folder,
+                overwrite=overwrite,
+                as_json=json_output,
+            )
+        return
     fixed = _published(data, babi, num_samples)
     options = _options(
         names[0][1],
@@ -112,7 +167,7 @@ def evaluate(
         num_samples=num_samples,
         samples_at=_parse_samples_at(samples_at, limit),
         seed=seed,
-        background=background,
+        background=background or "stdlib",
         babi=babi,
         layout=layout,
         controls=controls,
@@ -123,7 +178,7 @@ def evaluate(
         fixed=fixed,
     )
     specs = [_load(label, name, _pick_device(device)) for label, name in names]
-    folder = prepare_output_folder(output or Path("runs") / "eval" / _file_name(specs[0].label), overwrite, resume)
+    prepare_output_folder(folder, overwrite, resume)
     run = _run(specs, options, fixed, folder, show_progress=not json_output)
     _print_run(run, folder, json_output)
 
@@ -141,12 +196,14 @@ def _options(
     **others: Any,
 ) -> "SuiteOptions":
     """Check the options that need no model, and fill in what the first model was trained for."""
-    from mnemon.evaluation.checkpoints import trained_layout, trained_tasks
+    from mnemon.evaluation.checkpoints import has_tokenizer, trained_data, trained_layout, trained_tasks
     from mnemon.evaluation.samples import check_lengths, check_tasks
     from mnemon.evaluation.suite import SuiteOptions, read_test_stories
     from mnemon.models.loading import resolve
 
     folder = resolve(first_model)
+    if not has_tokenizer(first_model) and trained_data(folder).get("kind") == "mqar":
+        raise ConfigError(f"{first_model} was trained on mqar and has no tokenizer; use --suite mqar")
     known_tasks = trained_tasks(folder) or _DEFAULT_TASKS.split(",")
     known_lengths = _DEFAULT_LENGTHS.split(",")
     names: dict[str, Any] = {"background_name": portable(background)}
@@ -176,6 +233,39 @@ def _published(data: list[Path] | None, babi: Path | None, num_samples: int) -> 
     from mnemon.evaluation.suite import read_published
 
     return read_published(data, num_samples)
+
+
+def _check_suite(context: typer.Context, suite: str) -> None:
+    """Refuse an unknown suite, and options that say nothing about this one."""
+    if suite not in _SUITES:
+        raise ConfigError(f"unknown suite {suite!r}; expected one of {', '.join(_SUITES)}")
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and name not in _COMMON_OPTIONS and name not in _SUITES[suite]:
+            homes = [other for other, names in _SUITES.items() if name in names]
+            raise ConfigError(
+                f"{parameter.opts[0]} is for --suite {' and '.join(homes)}, not for {suite}; leave it out"
+            )
+
+
+def _load_rows(
+    names: list[tuple[str | None, str]], suite: str, device: str, controls: bool
+) -> "tuple[list[ModelSpec], dict[str, Any]]":
+    """Load the models of a suite without generation, and what the first one was trained on."""
+    from mnemon.evaluation.checkpoints import has_tokenizer, load_network_spec, trained_data
+    from mnemon.evaluation.controls import with_controls
+    from mnemon.models.loading import resolve
+
+    specs = []
+    for label, name in names:
+        if has_tokenizer(name):
+            specs.append(_load(label, name, device))
+        else:
+            silence_libraries()
+            specs.append(load_network_spec(label or Path(name).name, name, device=device, source=portable(name)))
+    return with_controls(specs) if controls else specs, trained_data(resolve(names[0][1]))
 
 
 def _load(label: str | None, name: str, device: str) -> "ModelSpec":

@@ -89,7 +89,13 @@ def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_validation(table: dict[str, Any]) -> None:
-    """Print the held-out accuracy, one line per length."""
+    """Print what was measured on held-out samples, one line per length."""
+    from mnemon.training.model_card import cell_text
+
     for length, row in table.items():
-        cells = "  ".join(f"{task} {100 * cell['right'] / cell['asked']:3.0f} %" for task, cell in row.items())
+        cells = "  ".join(f"{name} {cell_text(cell)}{_unit(cell)}" for name, cell in row.items())
         print(f"{length:>8} tokens  {cells}")
+
+
+def _unit(cell: dict[str, Any]) -> str:
+    return "" if "perplexity" in cell else " %"

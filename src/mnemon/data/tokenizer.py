@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 BYTE_VALUES = 256
 BACKGROUND_CHARACTERS = 600_000
+TEXT_CHARACTERS = 20_000_000
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -59,6 +60,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def background_training_texts(background: str) -> Iterator[str]:
+    """Yield the training split of a background, sentence by sentence: what a tokenizer for that text is trained on.
+
+    Args:
+        background: a source for `load_background`. Of a long one the first `TEXT_CHARACTERS` characters are enough.
+    """
+    characters = 0
+    for document in load_background(background, "train").documents:
+        for sentence in document.sentences:
+            if characters >= TEXT_CHARACTERS:
+                return
+            characters += len(sentence)
+            yield f" {sentence}"
 
 
 def default_training_texts(seed: int = 0, stories_per_task: int = 300) -> Iterator[str]:

@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
 
-from mnemon.errors import DataError
+from mnemon.errors import CheckpointError, DataError, MnemonError
 from mnemon.evaluation.controls import ModelSpec
 from mnemon.evaluation.results import LAYOUTS, Layout
 from mnemon.files import read_text
 from mnemon.models.loading import load_model, resolve
+from mnemon.models.names import is_adapter
+from mnemon.models.registration import register
+from mnemon.models.weight_files import check_model_folder
 
 RECIPE = "recipe.yaml"
 _FACTS = ("name", "seed", "tokens", "steps", "trained_length", "version")
@@ -35,6 +40,48 @@ def load_spec(label: str, name: str, *, device: str = "cpu", source: str | None 
     """
     model, tokenizer = load_model(name, device=device)
     return ModelSpec(label, model, tokenizer, source=source or name, training=training_facts(resolve(name)))
+
+
+def load_network_spec(label: str, name: str, *, device: str = "cpu", source: str | None = None) -> ModelSpec:
+    """Load a model whose folder holds no tokenizer, such as one trained on MQAR, and the facts about its training.
+
+    Args:
+        label: name in tables and plots.
+        name: a local folder or a hub name.
+        device: where to put the model.
+        source: what the record says about where it came from; None = `name`.
+
+    Raises:
+        CheckpointError: if there is no such model, or its files are damaged.
+        DataError: if the facts about its training cannot be read.
+    """
+    register()
+    place = resolve(name)
+    try:
+        if Path(place).is_dir():
+            check_model_folder(Path(place))
+        model: Any = AutoModelForCausalLM.from_pretrained(place)
+    except MnemonError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(f"cannot load {name}: {first}") from error
+    return ModelSpec(label, model.to(device).eval(), None, source=source or name, training=training_facts(place))
+
+
+def has_tokenizer(name: str) -> bool:
+    """Say whether a model comes with a tokenizer, as far as is known without loading it: a hub name is taken to."""
+    place = Path(resolve(name))
+    return not place.is_dir() or is_adapter(place) or any(place.glob("tokenizer*"))
+
+
+def trained_data(folder: str | Path) -> dict[str, Any]:
+    """Give the `data` section of the recipe a model was trained by; empty if nothing is known.
+
+    Raises:
+        DataError: if the recipe is there but cannot be read.
+    """
+    return _section(folder, "data")
 
 
 def training_facts(folder: str | Path) -> dict[str, Any]:

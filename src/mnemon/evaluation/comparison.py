@@ -13,7 +13,8 @@ from mnemon.errors import ConfigError
 from mnemon.evaluation.controls import control_notes
 from mnemon.evaluation.results import BabilongResult, EvaluationSettings, Rule
 from mnemon.evaluation.scoring import MAJORITY_LEVEL
-from mnemon.evaluation.statistics import Interval, PairedTest, holm, paired_test, wilson_interval
+from mnemon.evaluation.statistics import PairedTest, holm, paired_test
+from mnemon.metrics.intervals import Interval, wilson_interval
 
 SIGNIFICANCE = 0.05
 

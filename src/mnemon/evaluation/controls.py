@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mnemon.evaluation.results import ModelInfo
+from mnemon.models.parameters import active_parameters, memory_parameters
 
 ROLES: dict[str, str] = {
     "lm2": "LM2, with its memory bank",
@@ -71,23 +72,26 @@ def with_controls(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
 
 
 def role_of(spec: ModelSpec) -> str:
-    """Say which of the four roles a row plays: "lm2", "knocked_out", "window" or "plain"."""
+    """Say which role a row plays: "lm2", "knocked_out", "mom", "linear_memory", "window" or "plain"."""
     if has_memory(spec.model):
         return "knocked_out" if spec.generate_kwargs.get("knock_out_memory") else "lm2"
     config = spec.model.config
+    if config.model_type == "mom":
+        types = config.layer_types
+        return "linear_memory" if types is not None and "mom" not in types else "mom"
     windowed = getattr(config, "attention_span", None) or getattr(config, "sliding_window", None)
     return "window" if windowed else "plain"
 
 
 def describe_model(spec: ModelSpec) -> ModelInfo:
     """Collect what a reader must know about a row: role, size, share of the memory, training."""
-    sizes = {name: parameter.numel() for name, parameter in spec.model.named_parameters()}
     return ModelInfo(
         source=spec.source,
         model_type=str(getattr(spec.model.config, "model_type", type(spec.model).__name__)),
         role=role_of(spec),
-        num_parameters=sum(sizes.values()),
-        num_memory_parameters=sum(size for name, size in sizes.items() if name.startswith("memory.")),
+        num_parameters=sum(parameter.numel() for parameter in spec.model.parameters()),
+        num_memory_parameters=memory_parameters(spec.model),
+        num_active_parameters=active_parameters(spec.model),
         weights=weights_fingerprint(spec.model),
         training=spec.training,
     )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from mnemon.errors import DataError
-from mnemon.evaluation.statistics import Interval, wilson_interval
+from mnemon.metrics.intervals import Interval, wilson_interval
 
 Layout = Literal["short", "official"]
 Rule = Literal["exact", "official"]
@@ -106,8 +106,9 @@ class ModelInfo:
     """What a reader must know about a model to read its row.
 
     Attributes:
-        role: "lm2", "knocked_out", "window" or "plain".
+        role: "lm2", "knocked_out", "mom", "linear_memory", "window" or "plain".
         num_parameters: all parameters, shared ones once.
+        num_active_parameters: those that one token meets; None in results of earlier versions, which had no routers.
         weights: digest of the parameters.
         training: facts from the run that made the checkpoint, such as tokens seen and longest length; empty if unknown.
     """
@@ -117,6 +118,7 @@ class ModelInfo:
     role: str
     num_parameters: int
     num_memory_parameters: int = 0
+    num_active_parameters: int | None = None
     weights: str = ""
     training: dict[str, Any] = field(default_factory=dict)
 

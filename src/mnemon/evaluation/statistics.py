@@ -1,4 +1,4 @@
-"""Intervals and tests for accuracies: how sure one number is, and whether two models really differ.
+"""Tests for accuracies: whether two models really differ.
 
 Everything works on plain sequences of right/wrong marks. Two models are only ever compared on the same samples
 (paired), which is what makes a hundred samples say something.
@@ -7,21 +7,12 @@ Everything works on plain sequences of right/wrong marks. Two models are only ev
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from scipy.stats import binomtest
 
 from mnemon.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A proportion with the two ends of its confidence interval, all in 0..1."""
-
-    mean: float
-    low: float
-    high: float
+from mnemon.metrics.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -40,35 +31,6 @@ class PairedTest:
     num_samples: int
     difference: Interval
     p_value: float
-
-
-def wilson_interval(num_right: int, num_samples: int, confidence: float = 0.95) -> Interval:
-    """Give a proportion and its Wilson score interval.
-
-    Args:
-        num_right: successes, 0..num_samples.
-        num_samples: trials, at least 1.
-        confidence: coverage of the interval, in (0, 1).
-
-    Returns:
-        The proportion and the two ends, inside 0..1 also at 0 % and 100 %.
-
-    Raises:
-        ConfigError: if a count or the confidence is out of range.
-
-    Source:
-        E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
-    """
-    if num_samples < 1 or not 0 <= num_right <= num_samples:
-        raise ConfigError(f"expected 0 <= num_right <= num_samples and num_samples >= 1, got {num_right}/{num_samples}")
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence must lie between 0 and 1, got {confidence}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    mean = num_right / num_samples
-    scale = 1 + z * z / num_samples
-    centre = (mean + z * z / (2 * num_samples)) / scale
-    half = z / scale * math.sqrt(mean * (1 - mean) / num_samples + (z / (2 * num_samples)) ** 2)
-    return Interval(mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half)))
 
 
 def unpaired_difference(first: Interval, second: Interval) -> Interval:

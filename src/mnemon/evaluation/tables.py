@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mnemon.evaluation.comparison import SIGNIFICANCE, Comparison, PairwiseTest
 from mnemon.evaluation.results import EvaluationSettings, Rule
-from mnemon.evaluation.statistics import Interval
+from mnemon.metrics.intervals import Interval
 
 NAME_COLUMNS = 2
 RULE_NAMES: dict[Rule, str] = {"exact": "exact words", "official": "the benchmark's substring rule"}
@@ -126,10 +126,12 @@ def model_grid(comparison: Comparison) -> Grid:
         tokens = sum(cell.prompt_tokens + cell.new_tokens for cell in result.cells)
         speed = f"{tokens / seconds:,.0f}" if seconds else "–"
         trained = [_count(info.training.get(key)) for key in ("tokens", "trained_length", "seed")]
-        sizes = [f"{info.num_parameters:,}", f"{info.num_memory_parameters:,}"]
+        active = info.num_parameters if info.num_active_parameters is None else info.num_active_parameters
+        sizes = [f"{info.num_parameters:,}", f"{active:,}", f"{info.num_memory_parameters:,}"]
         lines.append((result.label, info.role.replace("_", " "), *sizes, *trained, speed))
-    head = ("model", "role", "parameters", "of them memory", "training tokens", "trained length", "training seed")
-    return Grid((*head, "read, tokens/s"), tuple(lines))
+    sizes_head = ("parameters", "active for a token", "of them memory")
+    head = ("model", "role", *sizes_head, "training tokens", "trained length", "training seed", "read, tokens/s")
+    return Grid(head, tuple(lines))
 
 
 def test_grid(comparison: Comparison) -> Grid:

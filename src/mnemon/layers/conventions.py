@@ -68,6 +68,10 @@ def _low_rank(rank: int) -> GateMaker:
     return lambda spec, sizes: ProjectedGate(spec, sizes, rank=rank)
 
 
+def _write_strength(spec: GateSpec, sizes: GateSizes) -> Gate:
+    return ProjectedGate(spec, sizes, bias=None)
+
+
 def _slot_decay(spec: GateSpec, sizes: GateSizes) -> Gate:
     return ProjectedGate(spec, sizes, factor=1 / 8)
 
@@ -171,7 +175,7 @@ _PUBLISHED: Mapping[str, Conventions] = {
     ),
     # At a rate of 1/2 a step replaces all that the key recalled.
     "titans": Conventions(qk_norm="l2", scale_queries=False, gates={"lr": _titans_rate(0.5)}),
-    "delta_net": Conventions(qk_norm="l2", output_gate=None),
-    "gated_delta_net": Conventions(qk_norm="l2", gates={"g": StepSizeDecay}),
-    "kda": Conventions(qk_norm="l2", gates={"g": _kda_decay}, output_gate="sigmoid"),
+    "delta_net": Conventions(qk_norm="l2", gates={"beta": _write_strength}, output_gate=None),
+    "gated_delta_net": Conventions(qk_norm="l2", gates={"g": StepSizeDecay, "beta": _write_strength}),
+    "kda": Conventions(qk_norm="l2", gates={"g": _kda_decay, "beta": _write_strength}, output_gate="sigmoid"),
 }

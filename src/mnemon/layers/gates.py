@@ -82,7 +82,7 @@ class ProjectedGate(Gate):
             token.
         rank: width between the two maps of a low-rank W; None is one map.
         initial_bias: what b starts at.
-        shared_bias: whether memories with projections of their own have b in common.
+        bias: "memory" for a b of every memory with projections of its own, "shared" for one b of all, None for none.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ProjectedGate(Gate):
         factor: float | None = None,
         rank: int | None = None,
         initial_bias: float = 0.0,
-        shared_bias: bool = False,
+        bias: str | None = "memory",
     ) -> None:
         super().__init__()
         self.shape = sizes.shape
@@ -102,7 +102,6 @@ class ProjectedGate(Gate):
         default = 1 / 16 if spec.kind == "log_decay" else spec.scale
         self.factor = default if factor is None else factor
         self.initial_bias = initial_bias
-        bias = "shared" if shared_bias else "memory"
         width = sizes.hidden_size if rank is None else rank
         self.down = None if rank is None else _projection(sizes, sizes.hidden_size, rank, None)
         self.up = _projection(sizes, width, math.prod(self.shape), bias)
@@ -135,7 +134,7 @@ class StepSizeDecay(ProjectedGate):
 
     def __init__(self, spec: GateSpec, sizes: GateSizes, *, rank: int | None = None) -> None:
         # What decides how long a head remembers is the same in all memories; what a token does to it is not.
-        super().__init__(spec, sizes, function="softplus", factor=1.0, rank=rank, shared_bias=True)
+        super().__init__(spec, sizes, function="softplus", factor=1.0, rank=rank, bias="shared")
         self.log_rate = nn.Parameter(torch.empty(sizes.num_heads))
 
     def forward(self, x: Tensor, groups: Groups | None = None) -> Tensor:

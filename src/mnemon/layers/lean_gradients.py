@@ -122,8 +122,39 @@ def normed_projections(x: Tensor, scale: Tensor, eps: float, one: Tensor, other:
         one: weight of the first projection, [W, D].
         other: weight of the second, [W, D].
     """
-    projected: tuple[Tensor, Tensor] = _NormedProjections.apply(x, scale, eps, one, other)
+    exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+    steps = _FoldedProjections if exact else _NormedProjections
+    projected: tuple[Tensor, Tensor] = steps.apply(x, scale, eps, one, other)
     return projected
+
+
+class _FoldedProjections(torch.autograd.Function):
+    """The norm as factors of rows and columns, so that no normalised x is ever written: r x (scale * W)^T, r = 1 / rms.
+
+    Half precision normalises first: there the projections of an x that is not normalised may overflow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        inverse_rms = mean_square.add_(eps).rsqrt_()
+        found = [F.linear(x, scale * weight).mul_(inverse_rms) for weight in (one, other)]
+        ctx.save_for_backward(x, scale, one, other, inverse_rms, *found)
+        return found[0], found[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d_found: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, one, other, inverse_rms, *found = ctx.saved_tensors
+        rows = x.flatten(0, -2)
+        # What of the gradient changes the length of x, which the norm takes away.
+        along = sum((d * f).sum(dim=-1, keepdim=True) for d, f in zip(d_found, found, strict=True))
+        along = (along * inverse_rms.square() / x.shape[-1]).flatten(0, -2)
+        d_one, d_other = ((d * inverse_rms).flatten(0, -2) for d in d_found)
+        d_x = torch.addmm(d_one @ (scale * one), d_other, scale * other).addcmul_(rows, along, value=-1)
+        d_one, d_other = d_one.mT @ rows, d_other.mT @ rows
+        d_scale = (d_one * one).sum(dim=0).add_((d_other * other).sum(dim=0))
+        return d_x.view_as(x), d_scale, None, d_one.mul_(scale), d_other.mul_(scale)
 
 
 class _NormedProjections(torch.autograd.Function):

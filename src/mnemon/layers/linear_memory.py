@@ -29,6 +29,7 @@ class LinearMemory(MemoryLayer):
         conv_size: tokens the short convolution sees, 0 = no convolution.
         num_slots: slots J of a rule with slots; None = `head_dim`.
         form: form of the rule that runs, "auto" for the fastest.
+        norm_eps: what the norm of the output adds to the mean square before its root, above 0.
         settings: hyper-parameters of the rule.
 
     Raises:

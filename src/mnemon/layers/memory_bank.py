@@ -259,13 +259,8 @@ class MemoryBank(nn.Module):
         Returns:
             The new statistics, in the state's dtype.
         """
-        if self.recomputes:
-            weights = (self.write_key.weight, self.write_value.weight)
-            projected = normed_projections(residual, self.write_norm, self.norm_eps, *weights)
-        else:
-            y = F.rms_norm(residual, residual.shape[-1:], self.write_norm, self.norm_eps)
-            projected = (self.write_key(y), self.write_value(y))
-        keys, values = map(self._heads, projected)
+        weights = (self.write_key.weight, self.write_value.weight)
+        keys, values = map(self._heads, normed_projections(residual, self.write_norm, self.norm_eps, *weights))
         # ALiBi form: a later fact about the same thing counts more. The constant -slope * (segment end) is left out,
         # because a softmax does not see it and the end is not known while decoding.
         peak, total, value = written_content(

@@ -31,7 +31,7 @@ from mnemon.ops.forms import FORMS
 from mnemon.ops.state import leaves, rebuild, state_dtype
 from mnemon.ops.validation import check_settings
 
-_NORM_EPS = 1e-5
+NORM_EPS = 1e-5
 _ROTARY_BASE = 10000.0
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -103,6 +103,7 @@ class MemoryLayer(nn.Module):
         num_slots: slots J of a rule with slots; None = `head_dim`.
         form: form of the rule that runs, "auto" for the fastest.
         num_projections: sets of projections to keys, values and gates, one per memory; None = one for all tokens.
+        norm_eps: what the norm of the output adds to the mean square before its root, above 0.
         settings: hyper-parameters of the rule.
 
     Raises:
@@ -122,6 +123,7 @@ class MemoryLayer(nn.Module):
         num_slots: int | None = None,
         form: str = "auto",
         num_projections: int | None = None,
+        norm_eps: float = NORM_EPS,
         **settings: int | float | str,
     ) -> None:
         super().__init__()
@@ -133,6 +135,7 @@ class MemoryLayer(nn.Module):
         self.form = form
         self.conventions = do = conventions(self.rule, head_dim, **self.settings)
         self.hidden_size = hidden_size
+        self.norm_eps = norm_eps
         self._check_sizes(layer_index, num_layers, conv_size)
 
         keys, values = head_dim if do.shared_qk else num_heads * head_dim, num_heads * self.value_dim
@@ -311,11 +314,11 @@ class MemoryLayer(nn.Module):
             o = o * factor
         weight = self.norm_weight.to(o.dtype)
         if do.output_norm == "head":
-            o = F.rms_norm(o, o.shape[-1:], weight, _NORM_EPS)
+            o = F.rms_norm(o, o.shape[-1:], weight, self.norm_eps)
         elif self.norm_bias is None:
-            o = F.rms_norm(o.flatten(-2), weight.shape, weight, _NORM_EPS).view_as(o)
+            o = F.rms_norm(o.flatten(-2), weight.shape, weight, self.norm_eps).view_as(o)
         else:
-            o = F.layer_norm(o.flatten(-2), weight.shape, weight, self.norm_bias.to(o.dtype), _NORM_EPS).view_as(o)
+            o = F.layer_norm(o.flatten(-2), weight.shape, weight, self.norm_bias.to(o.dtype), self.norm_eps).view_as(o)
         if factor is not None and not do.gate_first:
             o = o * factor
         return o.flatten(-2)
@@ -336,6 +339,8 @@ class MemoryLayer(nn.Module):
             raise ConfigError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
         if conv_size < 0:
             raise ConfigError(f"conv_size must be at least 0 (no convolution), got {conv_size}")
+        if not self.norm_eps > 0:
+            raise ConfigError(f"norm_eps must be above 0, got {self.norm_eps}")
         if not 0 <= layer_index < num_layers:
             raise ConfigError(f"layer_index must be between 0 and num_layers - 1 = {num_layers - 1}, got {layer_index}")
         if self.rule.equal_widths and self.value_dim != self.head_dim:

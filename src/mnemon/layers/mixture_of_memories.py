@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mnemon.errors import ConfigError, StateError
-from mnemon.layers.memory_layer import LinearMemoryState, MemoryInputs, MemoryLayer
+from mnemon.layers.memory_layer import NORM_EPS, LinearMemoryState, MemoryInputs, MemoryLayer
 from mnemon.layers.projection import GroupedProjection, Groups, InitialValues, Matrices, one_group
 from mnemon.layers.routing import Router, Routing, Share, mix, pack, shares, step
 from mnemon.ops.masking import take, valid_first
@@ -70,6 +70,7 @@ class MixtureOfMemories(MemoryLayer):
         conv_size: tokens the short convolution sees, 0 = no convolution.
         num_slots: slots J of a rule with slots; None = `head_dim`.
         form: form of the rule that runs, "auto" for the fastest.
+        norm_eps: what the norm of the output adds to the mean square before its root, above 0.
         settings: hyper-parameters of the rule.
 
     Raises:
@@ -94,6 +95,7 @@ class MixtureOfMemories(MemoryLayer):
         conv_size: int = 4,
         num_slots: int | None = None,
         form: str = "auto",
+        norm_eps: float = NORM_EPS,
         **settings: int | float | str,
     ) -> None:
         check_routing(num_memories, top_k, capacity, dispatch)
@@ -110,6 +112,7 @@ class MixtureOfMemories(MemoryLayer):
             num_slots,
             form,
             None if single_kv_proj else total,
+            norm_eps,
             **settings,
         )
         self.num_memories, self.shared_memory, self.total = num_memories, shared_memory, total

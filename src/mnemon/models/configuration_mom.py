@@ -31,6 +31,7 @@ class MoMConfig(CompositeConfig):
             None = "mom" wherever the decoder has attention.
         sliding_window: tokens that "sliding_attention" sees, itself included.
         conv_size: tokens the short convolution sees, 0 = no convolution.
+        norm_eps: what the norm of a memory's output adds to the mean square before its root.
         num_slots: slots of a rule with slots; None = `head_dim`.
         single_kv_proj: one projection to keys, values and gates for all memories of a layer, instead of one for each.
         capacity: largest share of a sequence's tokens that a routed memory takes; None = all that come.
@@ -60,6 +61,7 @@ class MoMConfig(CompositeConfig):
     layer_types: list[str] | tuple[str, ...] | None = None
     sliding_window: int | None = None
     conv_size: int = 4
+    norm_eps: float = 1e-5
     num_slots: int | None = None
     single_kv_proj: bool = False
     capacity: float | int | None = None
@@ -76,6 +78,8 @@ class MoMConfig(CompositeConfig):
         check_routing(self.num_memories, self.top_k, self.capacity, self.dispatch)
         if self.conv_size < 0:
             raise ConfigError(f"conv_size must be at least 0 (no convolution), got {self.conv_size}")
+        if not self.norm_eps > 0:
+            raise ConfigError(f"norm_eps must be above 0, got {self.norm_eps}")
         if self.balance_loss not in BALANCES:
             raise ConfigError(f"balance_loss must be one of {', '.join(BALANCES)}, got {self.balance_loss!r}")
         if self.balance_weight < 0:
@@ -90,7 +94,7 @@ class MoMConfig(CompositeConfig):
         return fields
 
     def _get_generation_parameters(self) -> dict[str, Any]:
-        """Return what the library would take for settings of generation, of which there are none: `top_k` is ours."""
+        """Return what generation would take for its own; older versions of the library find `top_k` and do not save."""
         found: dict[str, Any] = super()._get_generation_parameters()
         return {name: value for name, value in found.items() if name != "top_k"}
 

@@ -129,6 +129,16 @@ def _is_plain_causal(keys: np.ndarray, call: SegmentCall, reach: Reach) -> bool:
     return bool((keys[:, 0] >= 0).all() and (np.diff(keys, axis=1) == 1).all())
 
 
+def takes_numbers_once(implementation: str | None, device: torch.device) -> bool:
+    """Whether a mask should be numbers from the start.
+
+    Fused attention turns a boolean mask into numbers in every block, and keeps them for the backward pass; autocast
+    would have to convert numbers of another precision.
+    """
+    fused = implementation in (None, "sdpa")
+    return fused and torch.is_grad_enabled() and not torch.is_autocast_enabled(device.type)
+
+
 def as_attention_mask(
     seen: np.ndarray | None,
     shape: tuple[int, int],
@@ -152,10 +162,7 @@ def as_attention_mask(
             return None
         seen = np.tri(*shape, shape[1] - shape[0], dtype=bool)[None]
     mask = torch.from_numpy(seen).to(device)[:, None]
-    # Fused attention turns a boolean mask into numbers in every block, and keeps them for the backward pass; autocast
-    # would have to convert numbers of another precision.
-    once_for_all = torch.is_grad_enabled() and not torch.is_autocast_enabled(device.type)
-    if implementation in (None, "sdpa") and not once_for_all:
+    if implementation in (None, "sdpa") and not takes_numbers_once(implementation, device):
         return mask
     if implementation in (None, "sdpa", "eager"):
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

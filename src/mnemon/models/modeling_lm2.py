@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mnemon.errors import ConfigError, StateError
 from mnemon.layers.memory_bank import BankProjection, MemoryBank, initial_bank, state_dtype
 from mnemon.layers.memory_diagnostics import MemoryDiagnostics
-from mnemon.layers.routing import RoutingStatistics
+from mnemon.layers.routing import RoutingStatistics, load
 from mnemon.models.adapter import load_adapter, save_adapter
 from mnemon.models.base_model import BaseReference, as_base, describe, freeze
 from mnemon.models.configuration_lm2 import LM2Config
@@ -43,9 +43,13 @@ class LM2Output(CausalLMOutputWithPast):
 
     Attributes:
         diagnostics: means by name, scalars (see `MemoryDiagnostics`), if they were asked for.
+        balance_loss: how unevenly the memories of a MoM base were used, before its weight (see `MoMOutput`).
+        loads: share of the choices that fell on each of these memories, [layers with a router, E].
     """
 
     diagnostics: dict[str, Tensor] | None = None
+    balance_loss: Tensor | None = None
+    loads: Tensor | None = None
 
 
 class LM2ForCausalLM(MemoryModel):
@@ -159,6 +163,11 @@ class LM2ForCausalLM(MemoryModel):
         return save_adapter(self, folder)
 
     @property
+    def balance_weight(self) -> float:
+        """What the balance loss of a MoM base is multiplied by before it joins the loss; 0 for any other base."""
+        return self.base.balance_weight if isinstance(self.base, MoMForCausalLM) else 0.0
+
+    @property
     def banks(self) -> list[MemoryBank]:
         """The memory banks in block order."""
         banks = [bank for bank in self.memory.values() if isinstance(bank, MemoryBank)]
@@ -201,6 +210,7 @@ class LM2ForCausalLM(MemoryModel):
         logits_to_keep: int | Tensor = 0,
         knock_out_memory: bool = False,
         output_diagnostics: bool = False,
+        output_routing: bool = False,
         **kwargs: Any,
     ) -> LM2Output:
         """Compute next-token logits, and the loss if labels are given.
@@ -216,26 +226,37 @@ class LM2ForCausalLM(MemoryModel):
             logits_to_keep: number of last columns to compute logits for (0 = all), or their indices.
             knock_out_memory: run without the memory (no read, no write): the knocked-out control.
             output_diagnostics: whether to return what the memory did (see `MemoryDiagnostics`).
+            output_routing: whether to return how the routers of a MoM base chose.
         Returns:
-            Logits [B, columns kept, vocabulary], loss, cache, diagnostics.
+            Logits [B, columns kept, vocabulary], loss, cache, diagnostics, balance loss and loads.
         Raises:
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
             StateError: for a cache that is not this model's or of another batch size.
         """
         collector = MemoryDiagnostics() if output_diagnostics else self._collector
-        mixture = self.base if isinstance(self.base, MoMForCausalLM) and labels is not None and self.training else None
-        choices: list[RoutingStatistics] | None = None if mixture is None else []
+        mixture = self.base if isinstance(self.base, MoMForCausalLM) else None
+        balances = labels is not None and self.training and self.balance_weight > 0
+        choices: list[RoutingStatistics] | None = [] if mixture is not None and (balances or output_routing) else None
         read = partial(self._stream, knock_out=knock_out_memory, diagnostics=collector, choices=choices)
         logits, cache = self._read_call(
             input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, logits_to_keep, read
         )
+        balance = mixture.balance(choices) if mixture is not None and choices else None
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            if mixture is not None and choices:
-                loss = loss + mixture.weighted_balance(choices).to(loss.dtype)
+            if balances and balance is not None:
+                loss = loss + self.balance_weight * balance.to(loss.dtype)
+        loads = torch.stack([load(statistics) for statistics in choices]) if choices else None
         means = collector.means() if output_diagnostics and collector is not None else None
-        return LM2Output(loss=loss, logits=logits, past_key_values=cache, diagnostics=means)
+        return LM2Output(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache,
+            diagnostics=means,
+            balance_loss=balance,
+            loads=loads,
+        )
 
     @contextmanager
     def collect_diagnostics(self) -> Iterator[MemoryDiagnostics]:

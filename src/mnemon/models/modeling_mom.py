@@ -24,6 +24,7 @@ from mnemon.models.configuration_mom import MoMConfig
 from mnemon.models.graft import Block, Graft, find_graft
 from mnemon.models.memory_mixer import MemoryMixer
 from mnemon.models.memory_model import MemoryModel, new_base
+from mnemon.models.parameters import active_parameters
 from mnemon.models.segmented_decoder import SegmentedDecoder
 from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, plan_calls
 from mnemon.models.state import MemoryCache, MemoryState
@@ -83,13 +84,13 @@ class MoMForCausalLM(MemoryModel):
         return [module for module in self.base.modules() if isinstance(module, MemoryLayer)]
 
     def num_active_parameters(self) -> int:
-        """Return how many parameters take part in the computation for one token.
+        """Return how many parameters take part in the computation for one token (`active_parameters`)."""
+        return active_parameters(self)
 
-        A memory that a token does not go to costs nothing: of the projections of E memories top_k are active.
-        """
-        return sum(parameter.numel() for parameter in self.parameters()) - sum(
-            layer.num_idle_parameters() for layer in self.memory_layers if isinstance(layer, MixtureOfMemories)
-        )
+    @property
+    def balance_weight(self) -> float:
+        """What the balance loss is multiplied by before it joins the loss."""
+        return float(self.config.balance_weight)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """Recompute each block in the backward pass instead of keeping its activations.
@@ -135,7 +136,7 @@ class MoMForCausalLM(MemoryModel):
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
             StateError: for a cache that is not this model's or of another batch size.
         """
-        balances = labels is not None and self.training and self.config.balance_weight > 0
+        balances = labels is not None and self.training and self.balance_weight > 0
         found: list[RoutingStatistics] = []
         read = partial(self._stream, found=found if balances or output_routing else None)
         logits, cache = self._read_call(
@@ -146,17 +147,13 @@ class MoMForCausalLM(MemoryModel):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             if balances and balance is not None:
-                loss = loss + self.weighted_balance(found).to(loss.dtype)
+                loss = loss + self.balance_weight * balance.to(loss.dtype)
         loads = torch.stack([load(statistics) for statistics in found]) if found else None
         return MoMOutput(loss=loss, logits=logits, past_key_values=cache, balance_loss=balance, loads=loads)
 
     def balance(self, layers: list[RoutingStatistics]) -> Tensor:
         """Return how unevenly memories were used, by the formula the configuration chose."""
         return balance_loss(layers, cast(Balance, self.config.balance_loss))
-
-    def weighted_balance(self, layers: list[RoutingStatistics]) -> Tensor:
-        """Return what training adds to the loss for the way the routers chose."""
-        return self.config.balance_weight * self.balance(layers)
 
     def _check_state(self, state: MemoryState) -> None:
         if type(state) is not MemoryState:
@@ -239,6 +236,7 @@ def _memory_layer(config: MoMConfig, layer_type: str, index: int) -> LinearMemor
         "conv_size": config.conv_size,
         "num_slots": config.num_slots,
         "form": config.form,
+        "norm_eps": config.norm_eps,
         **(config.rule_options or {}),
     }
     if layer_type == "memory":

@@ -37,6 +37,7 @@ from mnemon.models.masks import (
     columns_to_keep,
     far_sinks,
     reach_of,
+    takes_numbers_once,
     visibility,
 )
 from mnemon.models.memory_mixer import MemoryMixer
@@ -342,10 +343,13 @@ class SegmentedDecoder:
         return views
 
     def _masks(self, sights: list[_Sight], call: SegmentCall, device: torch.device) -> list[Tensor | None] | None:
-        """Return a 4-D mask for each reach, None where its attention needs none; or None: the decoder makes its own."""
+        """Return a 4-D mask for each reach, None where its attention needs none; None = the decoder makes its own."""
         implementation = self.base.config._attn_implementation or ""
-        same_width = len({sight.keys.shape[1] for sight in sights}) <= 1
-        if not self.hands_out_masks and same_width and all(sight.visible is None for sight in sights):
+        widths = {sight.keys.shape[1] for sight in sights}
+        is_causal = all(sight.visible is None for sight in sights) and len(widths) <= 1
+        # The library's own mask over earlier keys is boolean, which every block would turn into numbers.
+        own_is_best = widths <= {call.width} or not takes_numbers_once(implementation or None, device)
+        if is_causal and own_is_best and not self.hands_out_masks:
             return None
         masks: list[Tensor | None] = []
         for sight in sights:
@@ -365,8 +369,8 @@ class SegmentedDecoder:
             unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
             if layer_types is None:
                 return unused
-            # A convolution would look at it, as at the padding of its tokens; ours stands behind the tokens of a row.
-            return {layer_type: None if layer_type == "conv" else unused for layer_type in layer_types}
+            kinds = zip(layer_types, self.blocks, strict=True)
+            return {layer_type: None if block.kind == "conv" else unused for layer_type, block in kinds}
         if masks is None:
             return None
         if layer_types is None:

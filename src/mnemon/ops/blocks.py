@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mnemon.ops.fresh import fresh
 from mnemon.ops.masking import masked
 from mnemon.ops.state import leaves, state_dtype
 
@@ -61,7 +62,7 @@ def compute_rows(
     if tokens <= block:
         output, state = _block(rule, tensors, state, options, chunk_size)
         return output.contiguous(), state
-    whole, spans, tickets = v.new_empty(v.shape), _spans(tokens, block), []
+    whole, spans, tickets = fresh(v, v.shape), _spans(tokens, block), []
     blocks = zip(*(_split(tensor, block) for tensor in tensors.values()), strict=True)
     for span, parts in zip(spans, blocks, strict=True):
         output, state = _block(rule, dict(zip(tensors, parts, strict=True)), state, options, chunk_size)
@@ -130,7 +131,7 @@ class _Gradient:
     def write(self, span: slice, values: Tensor) -> None:
         """Write the gradient of one block."""
         if self._values is None:
-            self._values = self._like.new_empty(self._shape)
+            self._values = fresh(self._like, self._shape)
         self._values[:, span] = values
         self._written.append(span)
 
@@ -242,7 +243,7 @@ class _Blocks(torch.autograd.Function):
             starts += state
             output, *state = run([x[:, span] for x in tensors], state, parameters)
             if whole is None:
-                whole = output.new_empty(output.shape[0], tensors[0].shape[1], *output.shape[2:])
+                whole = fresh(output, torch.Size((output.shape[0], tensors[0].shape[1], *output.shape[2:])))
             whole[:, span] = output
         ctx.run, ctx.block, ctx.counts = run, block, counts
         ctx.save_for_backward(*arguments, *starts)
@@ -257,9 +258,9 @@ class _Blocks(torch.autograd.Function):
         number = sum(ctx.counts)
         tensors, state, parameters = _sections(saved[:number], ctx.counts)
         starts = [saved[at : at + len(state)] for at in range(number, len(saved), len(state))]
-        gradients = [torch.zeros_like(x) if x.is_floating_point() else None for x in (*tensors, *state, *parameters)]
-        of_tensors, of_state, of_parameters = _sections(gradients, ctx.counts)
-        of_state = list(grad_after)
+        of_tensors: list[Any] = [fresh(x, x.shape) if x.is_floating_point() else None for x in tensors]
+        of_parameters: list[Any] = [torch.zeros_like(x) if x.is_floating_point() else None for x in parameters]
+        of_state: list[Any] = list(grad_after)
         for n in range(len(starts) - 1, -1, -1):
             span = slice(n * ctx.block, (n + 1) * ctx.block)
             with torch.enable_grad():

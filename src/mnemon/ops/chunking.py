@@ -51,7 +51,8 @@ def earlier_or_same(size: int, device: torch.device) -> Tensor:
 def pairwise_decay(b: Tensor) -> Tensor:
     """Return what a write at token j has decayed to at token i: exp(b_i - b_j) for j <= i, else 0.
 
-    The mask comes before the exponential: b_i - b_j is positive above the diagonal and may overflow.
+    b_i - b_j is positive above the diagonal, where its exponential may overflow; it is 0 there before. Not minus
+    infinity: exponentials of infinities take several times as long.
 
     Args:
         b: cumulative log decay within the chunk, the token itself included, [..., C].
@@ -59,8 +60,8 @@ def pairwise_decay(b: Tensor) -> Tensor:
     Returns:
         Decay [..., C, C].
     """
-    difference = b[..., :, None] - b[..., None, :]
-    return difference.masked_fill(~earlier_or_same(b.shape[-1], b.device), float("-inf")).exp()
+    decay = (b[..., :, None] - b[..., None, :]).clamp_(max=0.0).exp_()
+    return decay.tril() if decay.requires_grad else decay.tril_()  # the exponential's gradient needs its result
 
 
 def sum_from_token(x: Tensor) -> Tensor:
@@ -82,9 +83,8 @@ def decay_between(g: Tensor) -> Tensor:
     """
     count = g.shape[-1] + 1
     steps = torch.nn.functional.pad(g, (1, 0))[..., :, None].expand(*g.shape[:-1], count, count)
-    seen = earlier_or_same(count, g.device)
-    sums = steps.masked_fill(~seen.tril(-1), 0.0).cumsum(dim=-2)
-    return sums.masked_fill(~seen, float("-inf")).exp()
+    sums = steps.masked_fill(~earlier_or_same(count, g.device).tril(-1), 0.0).cumsum(dim=-2)
+    return sums.exp().tril()
 
 
 def chunk_states(added: Tensor, total: Tensor | None, state: Tensor, *, backwards: bool = False) -> Tensor:

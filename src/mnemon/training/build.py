@@ -18,22 +18,29 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mnemon.data.tokenizer import default_training_texts, train_tokenizer
+from mnemon.data.tokenizer import background_training_texts, default_training_texts, train_tokenizer
 from mnemon.errors import CheckpointError, ConfigError
 from mnemon.models.names import resolve, shipped_checkpoints
+from mnemon.training.data_sections import MqarData, TextData
 from mnemon.training.recipe import ModelSection, Recipe
 
 
-def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
     """Return the recipe's tokenizer: read from `Recipe.tokenizer_source`, or trained on the training text.
+
+    None for data without text.
 
     Raises:
         ConfigError: the tokenizer cannot be read or has no end-of-text token, or no pad token where the decoder is not
             a pretrained one (those pad with the end of text where they have nothing better).
     """
+    if recipe.tokenizer is None:
+        return None
     source = recipe.tokenizer_source
     if source is None:
         texts = default_training_texts(recipe.tokenizer.seed)
+        if isinstance(recipe.data, TextData):
+            texts = background_training_texts(recipe.data.background)
         return train_tokenizer(texts, recipe.tokenizer.vocab_size)
     try:
         place = resolve(source) if source == recipe.model.from_base else _checkpoint_folder(source)
@@ -45,6 +52,21 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer in {source} needs a pad and an end-of-text token")
     return tokenizer
+
+
+def vocabulary_size(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> int:
+    """Return the rows of the embedding.
+
+    Args:
+        recipe: of the run.
+        tokenizer: of the run; None where there is none, or where it is not trained yet and the recipe's number counts.
+    """
+    if isinstance(recipe.data, MqarData):
+        return recipe.data.vocab_size
+    assert recipe.tokenizer is not None  # the recipe refuses text without one
+    if tokenizer is None:
+        return recipe.tokenizer.vocab_size
+    return len(tokenizer) if recipe.tokenizer_source else max(recipe.tokenizer.vocab_size, len(tokenizer))
 
 
 def build_model(recipe: Recipe, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None = None) -> PreTrainedModel:
@@ -130,13 +152,19 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Return the number of parameters: `total`, `trainable`, `embedding` (tied weights once), `memory` (the banks')."""
-    memory = sum(p.numel() for name, p in model.named_parameters() if name.split(".")[0] == "memory")
+    """Return the number of parameters: `total`, `active`, `trainable`, `embedding` (tied weights once), `memory`.
+
+    Active are those that take part in the computation for one token: all but the memories that a router leaves out.
+    Memory are LM2's banks, or the layers of linear memories.
+    """
+    from mnemon.models.parameters import active_parameters, memory_parameters
+
     return {
         "total": sum(parameter.numel() for parameter in model.parameters()),
+        "active": active_parameters(model),
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "embedding": sum(weight.numel() for weight in model.get_input_embeddings().parameters()),
-        "memory": memory,
+        "memory": memory_parameters(model),
     }
 
 
@@ -147,13 +175,17 @@ def base_fingerprint(model: PreTrainedModel) -> str | None:
 
 
 def _new_model(section: ModelSection, config: PreTrainedConfig) -> PreTrainedModel:
-    if section.lm2 is None:
-        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        return plain
     from mnemon.models.configuration_lm2 import LM2Config
-    from mnemon.models.modeling_lm2 import LM2ForCausalLM
+    from mnemon.models.configuration_mom import MoMConfig
+    from mnemon.models.registration import register
 
-    return LM2ForCausalLM(LM2Config(base_config=config, **section.lm2.model_dump()))
+    register()
+    if section.mom is not None:
+        config = MoMConfig(base_config=config, **section.mom.model_dump())
+    if section.lm2 is not None:
+        config = LM2Config(base_config=config, **section.lm2.model_dump())
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
 
 
 def _pretrained_model(section: ModelSection, source: str, vocab_size: int) -> PreTrainedModel:

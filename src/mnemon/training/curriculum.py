@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mnemon.errors import CheckpointError
-from mnemon.training.recipe import CurriculumSection, Stage
+from mnemon.training.data_sections import CurriculumSection, Stage
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class StageRecord:
 
     Attributes:
         length: context length in tokens.
-        max_facts: most facts in a context, None = any number.
+        max_facts: most facts (or pairs) in a context, None = any number.
         tokens: tokens trained on during the stage (shorter lengths that were mixed in included).
         accuracy: running accuracy when it ended, by task.
         reason: `learned` or `max_stage_tokens`.
@@ -110,7 +110,7 @@ class Curriculum:
         self._recent = {task: deque(seen, maxlen=self.options.window) for task, seen in state["recent"].items()}
 
     def _is_learned(self) -> bool:
-        if any(len(seen) < self.options.window for seen in self._recent.values()):
+        if not self._recent or any(len(seen) < self.options.window for seen in self._recent.values()):
             return False
         values = list(self.accuracy.values())
         reached = min(values) if self.options.aggregate == "min" else sum(values) / len(values)

@@ -7,35 +7,12 @@ Hugging Face base configuration (`model.base`) are checked when the model is bui
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mnemon.data.babi import GENERATED_TASKS
-from mnemon.data.babilong import parse_length
-
-
-def _to_tokens(value: Any) -> Any:
-    """Return a context length in tokens from an integer or a name such as `4k`."""
-    return parse_length(value) if isinstance(value, str) else value
-
-
-def _check_tasks(tasks: Iterable[str]) -> None:
-    for task in tasks:
-        if task not in GENERATED_TASKS:
-            raise ValueError(f"unknown task {task!r}; known: {', '.join(GENERATED_TASKS)}")
-
-
-Length = Annotated[int, BeforeValidator(_to_tokens), Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """Base of all recipe sections: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+from mnemon.training.data_sections import BabilongData, DataSection, MqarData, MqarSlice, TextData, kind_of
+from mnemon.training.section import Length, Positive, Section, Share, check_tasks
 
 
 class LM2Options(Section):
@@ -57,26 +34,56 @@ class LM2Options(Section):
     attention_name: str | None = None
 
 
+class MoMOptions(Section):
+    """Options of linear memories, handed to `MoMConfig` unchanged; the same names and meanings."""
+
+    rule: str = "gated_delta_net"
+    num_memories: Positive = 4
+    top_k: Positive = 2
+    shared_memory: bool = True
+    num_heads: Positive = 4
+    head_dim: Positive = 64
+    value_dim: Positive | None = None
+    layer_types: list[str] | None = None
+    sliding_window: Positive | None = None
+    conv_size: Annotated[int, Field(ge=0)] = 4
+    num_slots: Positive | None = None
+    single_kv_proj: bool = False
+    capacity: Annotated[float, Field(gt=0)] | None = None
+    balance_loss: Literal["global", "layer"] = "global"
+    balance_weight: Annotated[float, Field(ge=0)] = 0.01
+    rule_options: dict[str, int | float | str] | None = None
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    form: str = "auto"
+    dispatch: str = "auto"
+    blocks_path: str | None = None
+    attention_name: str | None = None
+
+
 class ModelSection(Section):
     """The network: `base` builds a new decoder, `from_base` takes a pretrained one.
 
     Attributes:
-        kind: `lm2` grafts memories onto the base, `plain` is the base alone.
+        kind: `lm2` grafts memories onto the base, `mom` puts linear memories in the place of its attention, `plain` is
+            the base alone.
         base: `model_type` (a Hugging Face name such as `lfm2` or `llama`) and keys of that configuration; vocabulary
             size and special token ids come from the tokenizer.
         from_base: folder, shipped checkpoint or hub name of a pretrained decoder; the tokenizer is its own unless
             `tokenizer.path` names another.
         freeze_base: train the memory alone; the result is saved as an adapter. Only with `kind: lm2` and `from_base`.
         lm2: memory options, only with `kind: lm2`.
+        mom: options of linear memories, with `kind: mom`; with `kind: lm2` the bank is grafted on such a decoder. Only
+            with `base`.
         init_from: folder of a checkpoint of the same shape whose weights and tokenizer the run starts from; not
             together with `from_base`.
     """
 
-    kind: Literal["lm2", "plain"]
+    kind: Literal["lm2", "mom", "plain"]
     base: dict[str, Any] | None = None
     from_base: Annotated[str, Field(min_length=1)] | None = None
     freeze_base: bool = False
     lm2: LM2Options | None = None
+    mom: MoMOptions | None = None
     init_from: str | None = None
 
     @model_validator(mode="after")
@@ -85,10 +92,16 @@ class ModelSection(Section):
             raise ValueError("give either base (a new decoder) or from_base (a pretrained one)")
         if self.base is not None and not isinstance(self.base.get("model_type"), str):
             raise ValueError("base needs a model_type, for example model_type: lfm2")
-        if self.kind == "plain" and self.lm2 is not None:
-            raise ValueError("kind: plain takes no lm2 options; remove them or set kind: lm2")
+        if self.kind != "lm2" and self.lm2 is not None:
+            raise ValueError(f"kind: {self.kind} takes no lm2 options; remove them or set kind: lm2")
+        if self.kind == "plain" and self.mom is not None:
+            raise ValueError("kind: plain takes no mom options; remove them or set kind: mom")
         if self.kind == "lm2" and self.lm2 is None:
             raise ValueError("kind: lm2 needs an lm2 section with the memory options")
+        if self.kind == "mom" and self.mom is None:
+            raise ValueError("kind: mom needs a mom section with the options of the memories; {} takes the defaults")
+        if self.mom is not None and self.base is None:
+            raise ValueError("mom options build new memories and need base; a MoM checkpoint is continued by init_from")
         if self.from_base is not None and self.init_from is not None:
             raise ValueError("from_base and init_from both say which weights to start from; give one of them")
         if self.freeze_base:
@@ -106,105 +119,12 @@ class TokenizerSection(Section):
     """The tokenizer: loaded from `path`, else the model's own, else a byte-level BPE of `vocab_size` tokens.
 
     It is the model's own where `model.init_from` or `model.from_base` names one; a new one is trained on the training
-    text.
+    text. Data without text (`data.kind: mqar`) has no tokenizer.
     """
 
     vocab_size: Annotated[int, Field(ge=300)] = 2048
     path: str | None = None
     seed: int = 0
-
-
-class CurriculumSection(Section):
-    """When the context grows.
-
-    Attributes:
-        threshold: share of right answers at which a length counts as learned.
-        window: most recent questions per task over which that share is taken.
-        aggregate: `mean` over the tasks, or `min`: every task must reach the threshold.
-        share_shorter: share of batches drawn from lengths already passed.
-        start_stage: index of the stage to begin with (earlier ones stay mixed in); `fact_limits` come first.
-        min_stage_tokens: a stage lasts at least this many tokens.
-        max_stage_tokens: advance after this many tokens even below the threshold (recorded); None = never.
-        stop_when_learned: end the run when the last length is learned.
-    """
-
-    threshold: Share = 0.9
-    window: Positive = 300
-    aggregate: Literal["mean", "min"] = "mean"
-    share_shorter: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    start_stage: Annotated[int, Field(ge=0)] = 0
-    min_stage_tokens: Annotated[int, Field(ge=0)] = 0
-    max_stage_tokens: Positive | None = None
-    stop_when_learned: bool = False
-
-
-class Stage(NamedTuple):
-    """One stage of the curriculum: context length in tokens, most facts in it (None = any number), tasks (() = all)."""
-
-    length: int
-    max_facts: int | None = None
-    tasks: tuple[str, ...] = ()
-
-
-class DataSection(Section):
-    """BABILong training samples, generated while the run goes.
-
-    Attributes:
-        tasks: task -> weight of its share of the samples (a list means equal weights).
-        background: `stdlib`, a folder of text files, or `hf:NAME`.
-        lengths: context lengths in tokens, growing; 0 = facts only. One stage of the curriculum each.
-        fact_limits: stages before these, with the first length and at most so many facts, growing: a small model
-            finds out which fact answers a question much sooner when there are two than when there are ten.
-        first_tasks: tasks of the `fact_limits` stages; empty = all of them.
-        questions_per_story: most questions asked at the end of one context.
-        loss_on: `answers`, or `all` (adds the mean loss of every other token times `context_loss_weight`).
-        workers: processes that make batches; 0 = one background thread, enough for models that run on a CPU. With
-            processes, a script that calls `train` needs the usual `if __name__ == "__main__":` guard.
-    """
-
-    tasks: dict[str, Annotated[float, Field(gt=0)]]
-    background: str = "stdlib"
-    lengths: Annotated[list[Length], Field(min_length=1)]
-    fact_limits: list[Positive] = []
-    first_tasks: list[str] = []
-    curriculum: CurriculumSection = CurriculumSection()
-    questions_per_story: Positive = 4
-    loss_on: Literal["answers", "all"] = "answers"
-    context_loss_weight: Annotated[float, Field(ge=0)] = 0.1
-    workers: Annotated[int, Field(ge=0)] = 0
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _weigh(cls, tasks: Any) -> Any:
-        return dict.fromkeys(tasks, 1.0) if isinstance(tasks, list) else tasks
-
-    @field_validator("tasks")
-    @classmethod
-    def _known(cls, tasks: dict[str, float]) -> dict[str, float]:
-        _check_tasks(tasks)
-        return tasks
-
-    @property
-    def stages(self) -> list[Stage]:
-        """Return the stages of the curriculum in order."""
-        few = [Stage(self.lengths[0], limit, tuple(self.first_tasks)) for limit in self.fact_limits]
-        return few + [Stage(length) for length in self.lengths]
-
-    @model_validator(mode="after")
-    def _growing(self) -> DataSection:
-        if any(later <= earlier for earlier, later in zip(self.lengths, self.lengths[1:], strict=False)):
-            raise ValueError(f"lengths must grow from stage to stage, got {self.lengths}")
-        if any(later <= earlier for earlier, later in zip(self.fact_limits, self.fact_limits[1:], strict=False)):
-            raise ValueError(f"fact_limits must grow from stage to stage, got {self.fact_limits}")
-        for task in self.first_tasks:
-            if task not in self.tasks:
-                raise ValueError(f"first_tasks names {task}, which is not among the tasks {', '.join(self.tasks)}")
-        if self.curriculum.start_stage >= len(self.stages):
-            raise ValueError(
-                f"curriculum.start_stage must be below the number of stages ({len(self.stages)}), "
-                f"got {self.curriculum.start_stage}"
-            )
-        return self
 
 
 class OptimisationSection(Section):
@@ -254,18 +174,48 @@ class OptimisationSection(Section):
 
 
 class EvaluationSection(Section):
-    """Accuracy measured at the end on held-out samples; empty `lengths` = the trained lengths, `samples: 0` = none."""
+    """What is measured at the end on held-out samples; `samples: 0` = nothing.
 
-    lengths: list[Length] = []
-    tasks: list[str] = []
+    Attributes:
+        lengths: context lengths; empty = the trained ones, for text the trained one times 1, 2, 4 and 8. All lengths
+            of a text are measured on the same tokens, so each must divide the longest.
+        tasks: BABILong tasks; empty = the trained ones.
+        slices: MQAR lengths and pairs; empty = the trained ones.
+        samples: samples per cell; for text, windows of the longest length.
+        layout: prompt of BABILong questions.
+    """
+
+    lengths: list[Length] = Field(default_factory=list)
+    tasks: list[str] = Field(default_factory=list)
+    slices: list[MqarSlice] = Field(default_factory=list)
     samples: Annotated[int, Field(ge=0)] = 50
     layout: Literal["short"] = "short"
 
     @field_validator("tasks")
     @classmethod
     def _known(cls, tasks: list[str]) -> list[str]:
-        _check_tasks(tasks)
+        check_tasks(tasks)
         return tasks
+
+    def check(self, data: BabilongData | MqarData | TextData) -> None:
+        """Refuse keys that say nothing about this kind of data, and values that do not fit it.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        used = {"babilong": ("lengths", "tasks"), "mqar": ("slices",), "text": ("lengths",)}[data.kind]
+        for key in ("lengths", "tasks", "slices"):
+            if getattr(self, key) and key not in used:
+                raise ValueError(f"evaluation.{key} says nothing about data.kind: {data.kind}; remove it")
+        if isinstance(data, MqarData):
+            for part in self.slices:
+                data.settings(part)
+        if isinstance(data, TextData):
+            for length in self.lengths:
+                if length < 2 or max(self.lengths) % length:
+                    raise ValueError(
+                        f"evaluation.lengths of text must be at least 2 and divide the longest, got {self.lengths}"
+                    )
 
 
 class OutputSection(Section):
@@ -284,13 +234,35 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: ModelSection
-    tokenizer: TokenizerSection = TokenizerSection()
+    tokenizer: TokenizerSection | None = None
     data: DataSection
     optimisation: OptimisationSection
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputSection = OutputSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_tokenizer(cls, raw: Any) -> Any:
+        """Fill in the default tokenizer of everything that is text."""
+        if isinstance(raw, dict) and "tokenizer" not in raw and kind_of(raw.get("data")) != "mqar":
+            return raw | {"tokenizer": {}}
+        return raw
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if isinstance(self.data, MqarData):
+            if self.tokenizer is not None:
+                raise ValueError("data.kind: mqar takes no tokenizer, its vocabulary is data.vocab_size; remove it")
+            if self.model.from_base is not None:
+                raise ValueError("data.kind: mqar has no text for a pretrained decoder; use model.base, not from_base")
+        elif self.tokenizer is None:
+            raise ValueError(f"data.kind: {self.data.kind} needs a tokenizer; remove tokenizer: null")
+        self.evaluation.check(self.data)
+        return self
+
     @property
     def tokenizer_source(self) -> str | None:
-        """Return where the tokenizer is loaded from; None = one is trained for the run."""
+        """Return where the tokenizer is loaded from; None = one is trained for the run, or there is none."""
+        if self.tokenizer is None:
+            return None
         return self.tokenizer.path or self.model.init_from or self.model.from_base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from mnemon.errors import ConfigError, DataError
 from mnemon.files import atomic_write_text, read_text
+from mnemon.training.data_sections import DATA_KINDS
 from mnemon.training.recipe import Recipe
 
 
@@ -48,12 +50,15 @@ def check_recipe(raw: dict[str, Any], source: str = "recipe") -> Recipe:
         source: name for the error message.
 
     Raises:
-        ConfigError: naming the first wrong key by its dotted path.
+        ConfigError: naming the first unknown key by its dotted path, else the first wrong one.
     """
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_describe(error.errors()[0])}") from None
+        faults = error.errors()
+        # A misspelt key is also missing under its right name; the misspelling is what there is to mend.
+        first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+        raise ConfigError(f"{source}: {_describe(first)}") from None
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -116,9 +121,13 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 def _describe(error: Any) -> str:
     """Return one line for one pydantic error."""
     location = [part for part in error["loc"] if part not in ("[key]",)]
+    if error["type"] == "union_tag_invalid":
+        return _wrong_kind(".".join(map(str, location)), error["ctx"]["tag"])
+    section = _section_at(location[:-1])
+    location = _without_kind(location)
     dotted = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {dotted}{_suggestion(location)}"
+        return f"unknown key {dotted}{_suggestion(location, section)}"
     if error["type"] == "missing":
         return f"{dotted} is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -128,8 +137,20 @@ def _describe(error: Any) -> str:
     return f"{dotted}: {message}{shown}" if dotted else message
 
 
-def _suggestion(location: list[Any]) -> str:
-    known = list(_section_at(location[:-1]).model_fields)
+def _wrong_kind(dotted: str, kind: str) -> str:
+    close = difflib.get_close_matches(kind, DATA_KINDS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{dotted}.kind: expected one of {', '.join(DATA_KINDS)}, got {kind!r}{hint}"
+
+
+def _without_kind(location: list[Any]) -> list[Any]:
+    """Drop the kind that pydantic names between `data` and the key, which is not part of the file's path."""
+    has_kind = location[:1] == ["data"] and len(location) > 1 and location[1] in DATA_KINDS
+    return location[:1] + location[2:] if has_kind else location
+
+
+def _suggestion(location: list[Any], section: type[BaseModel]) -> str:
+    known = list(section.model_fields)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return (
         f"; did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?" if close else f"; known: {', '.join(known)}"
@@ -137,10 +158,19 @@ def _suggestion(location: list[Any]) -> str:
 
 
 def _section_at(location: list[Any]) -> type[BaseModel]:
-    """Return the section class a dotted path leads to."""
+    """Return the section class that pydantic's path leads to; places in a list and other details change nothing."""
     section: type[BaseModel] = Recipe
     for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        candidates = [annotation, *get_args(annotation)]
-        section = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
+        if part in DATA_KINDS:
+            section = DATA_KINDS[part]
+        elif part in section.model_fields:
+            section = next(iter(_sections_in(section.model_fields[part].annotation)), section)
     return section
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Go through the section classes that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)

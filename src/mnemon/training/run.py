@@ -1,9 +1,9 @@
 """A training run from recipe to finished folder: build, train or resume, validate, write the results.
 
 The folder holds, when the run is done: the model (or its memory alone, where the base was frozen; see
-`mnemon.models.adapter`) and the tokenizer, both as Hugging Face writes them, `recipe.yaml` (resolved),
-`training_log.jsonl`, `summary.json`, `README.md` (model card), `checkpoints/` and `tensorboard/`. With several
-processes (`mnemon.training.distributed`) every one builds and trains the same model; the first alone writes.
+`mnemon.models.adapter`) and the tokenizer if the data is text, both as Hugging Face writes them, `recipe.yaml`
+(resolved), `training_log.jsonl`, `summary.json`, `README.md` (model card), `checkpoints/` and `tensorboard/`. With
+several processes (`mnemon.training.distributed`) every one builds and trains the same model; the first alone writes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ from mnemon.errors import ConfigError
 from mnemon.files import atomic_write_json, atomic_write_text, prepare_output_folder
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
 from mnemon.training import checkpoints
-from mnemon.training.batches import BatchMaker, BatchStream
-from mnemon.training.build import base_fingerprint, build_model, build_tokenizer, count_parameters
+from mnemon.training.batch_makers import batch_maker
+from mnemon.training.batches import BatchStream
+from mnemon.training.build import (
+    base_fingerprint,
+    build_model,
+    build_tokenizer,
+    count_parameters,
+    vocabulary_size,
+)
 from mnemon.training.curriculum import Curriculum
 from mnemon.training.distributed import (
     Processes,
@@ -112,7 +119,7 @@ def _train_together(
 
 
 def _write_inputs(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Write what the run begins with: the tokenizer of a new run, and the resolved recipe."""
+    """Write what the run begins with: the tokenizer of a new run that has one, and the resolved recipe."""
     if tokenizer is not None:
         _write_aside(folder, tokenizer.save_pretrained)
     save_recipe(recipe, folder / RECIPE_FILE)
@@ -123,14 +130,17 @@ def output_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     return Path(output or recipe.output.folder or Path("runs") / recipe.name)
 
 
-def _build(recipe: Recipe, resumed: Path | None) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
+def _build(recipe: Recipe, resumed: Path | None) -> tuple[PreTrainedTokenizerFast | None, PreTrainedModel]:
     """Return tokenizer and model of a new run, or of a resumed one, whose weights its checkpoint brings."""
-    tokenizer = build_tokenizer(recipe) if resumed is None else PreTrainedTokenizerFast.from_pretrained(resumed)
+    if resumed is None or recipe.tokenizer is None:
+        tokenizer = build_tokenizer(recipe)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(resumed)
     size = vocabulary_size(recipe, tokenizer)
     if resumed is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init_from": None})})
     model = build_model(recipe, size, tokenizer)
-    BatchMaker(recipe.data, tokenizer, recipe.seed, 1).check()
+    batch_maker(recipe, tokenizer).check()
     return tokenizer, model
 
 
@@ -144,8 +154,10 @@ def _check_base(checkpoint: Path, model: PreTrainedModel) -> None:
         )
 
 
-def _finish(recipe: Recipe, folder: Path, trainer: AnswerTrainer, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Write the results, then measure the held-out accuracy and write it too (it may take long, or be interrupted)."""
+def _finish(
+    recipe: Recipe, folder: Path, trainer: AnswerTrainer, tokenizer: PreTrainedTokenizerFast | None
+) -> dict[str, Any]:
+    """Write the results, then measure on held-out samples and write that too (it may take long, or be interrupted)."""
     summary = summarise(recipe, trainer)
     processes = trainer.processes
     weights = trainer.whole_weights()
@@ -166,11 +178,6 @@ def _save_result(recipe: Recipe, folder: Path, model: PreTrainedModel, weights: 
         model.save_adapter(folder)
     else:
         _write_aside(folder, lambda aside: model.save_pretrained(aside, state_dict=weights))
-
-
-def vocabulary_size(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the rows of the embedding: the recipe's number, or more if the tokenizer has more tokens."""
-    return len(tokenizer) if recipe.tokenizer_source else max(recipe.tokenizer.vocab_size, len(tokenizer))
 
 
 def set_threads(threads: int | None) -> None:
@@ -222,25 +229,16 @@ def _train(
     recipe: Recipe,
     folder: Path,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast | None,
     checkpoint: Path | None,
     show_progress: bool,
     processes: Processes,
 ) -> AnswerTrainer:
-    curriculum = Curriculum(recipe.data.stages, list(recipe.data.tasks), recipe.data.curriculum)
+    curriculum = Curriculum(recipe.data.stages, recipe.data.task_names, recipe.data.curriculum)
     progress = Progress(recipe.optimisation)
     step = _restore(checkpoint, curriculum, progress)
     options = recipe.optimisation
-    shares = options.gradient_accumulation
-    maker = BatchMaker(
-        recipe.data,
-        tokenizer,
-        recipe.seed,
-        batch_tokens=options.batch_tokens // shares,
-        min_rows=-(-options.min_rows // shares),
-        share=(processes.rank, processes.count),
-        segment_length=recipe.model.lm2.segment_length if recipe.model.lm2 else None,
-    )
+    maker = batch_maker(recipe, tokenizer, share=(processes.rank, processes.count))
     stream = BatchStream(maker, curriculum, step * options.gradient_accumulation, recipe.data.workers)
     with processes.together():
         trainer = AnswerTrainer(model, recipe, folder, stream, curriculum, progress, processes)
@@ -363,7 +361,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         `recipe` and `parameters`; the vocabulary is taken from the recipe, no tokenizer is trained.
     """
     tokenizer = build_tokenizer(recipe) if recipe.tokenizer_source else None
-    size = recipe.tokenizer.vocab_size if tokenizer is None else len(tokenizer)
+    size = vocabulary_size(recipe, tokenizer)
     # Without weights wherever the shape is all in the recipe: a model of the paper's size is counted in a second.
     section = recipe.model.model_copy(update={"init_from": None})
     device = "meta" if section.from_base is None else "cpu"

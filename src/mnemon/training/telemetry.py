@@ -121,9 +121,10 @@ def log_entry(trainer: AnswerTrainer, step: int, window: Window, seconds: float)
         seconds: wall-clock time since the previous line.
 
     Returns:
-        Loss and answer accuracy (share of questions fully right) since the previous line, in all and by task and
-        length; learning rate, gradient norm, tokens seen, tokens per second, stage and its running accuracy;
-        `memory/<name>`: mean of each scalar that the model returned as a diagnostic (None if it is not finite).
+        Loss and answer accuracy (share of questions fully right, None where nothing is asked) since the previous line,
+        in all and by task and length; learning rate, gradient norm, tokens seen, tokens per second, stage and its
+        running accuracy; `memory/<name>`: mean of each scalar that the model returned as a diagnostic (None if it is
+        not finite).
     """
     right = sum(counts[0] for counts in window.answers.values())
     asked = sum(counts[1] for counts in window.answers.values())
@@ -133,7 +134,7 @@ def log_entry(trainer: AnswerTrainer, step: int, window: Window, seconds: float)
         "tokens": trainer.progress.tokens,
         "minutes": round(trainer.progress.elapsed() / 60, 3),
         "loss": window.loss / max(1, window.batches),
-        "accuracy": right / max(1, asked),
+        "accuracy": right / asked if asked else None,
         "answers": {f"{task}@{n}": [c[0], c[1]] for (task, n), c in sorted(window.answers.items())},
         "stage": trainer.curriculum.stage,
         "length": trainer.curriculum.length,
@@ -180,8 +181,9 @@ class _Display:
         self._bar.start()
 
     def update(self, entry: dict[str, Any]) -> None:
+        right = "" if entry["accuracy"] is None else f"right {entry['accuracy']:.0%}  "
         text = (
-            f"step {entry['step']}  loss {entry['loss']:.3f}  right {entry['accuracy']:.0%}  "
+            f"step {entry['step']}  loss {entry['loss']:.3f}  {right}"
             f"length {entry['length']}  {entry['tokens_per_second'] / 1000:.1f}k tok/s"
         )
         if self._bar is not None:
@@ -228,7 +230,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 def _scalars(entry: dict[str, Any]) -> list[tuple[str, float]]:
     names = ("loss", "accuracy", "learning_rate", "grad_norm", "tokens_per_second", "stage", "length")
-    scalars = [(f"train/{name}", float(entry[name])) for name in names]
+    scalars = [(f"train/{name}", float(entry[name])) for name in names if entry[name] is not None]
     scalars += [(name, value) for name, value in entry.items() if name.startswith("memory/") and value is not None]
     return scalars + [(f"accuracy/{key}", counts[0] / counts[1]) for key, counts in entry["answers"].items()]
 

@@ -207,7 +207,7 @@ class AnswerTrainer(Trainer):
 
         The engine averages gradients over the processes, which the factor turns into the sum.
         """
-        everything = self.recipe.data.loss_on == "all"
+        everything = self.recipe.data.context_weight is not None
         width = inputs["input_ids"].shape[1]
         keep = width if everything else min(width, inputs["keep"])
         outputs = model(
@@ -215,7 +215,7 @@ class AnswerTrainer(Trainer):
             attention_mask=inputs["attention_mask"],
             logits_to_keep=keep,
             use_cache=False,
-            **self._diagnostics_wanted(),
+            **self._extras_wanted(),
         )
         self.window.note(getattr(outputs, "diagnostics", None) or {})
         logits = outputs.logits[:, -keep:-1]
@@ -227,13 +227,27 @@ class AnswerTrainer(Trainer):
         loss: torch.Tensor = losses / num_items_in_batch
         if everything:
             loss = loss + self._context_loss(logits, inputs, asked)
-        return loss * self.processes.count
+        return (loss + self._balance_loss(outputs)) * self.processes.count
 
-    def _diagnostics_wanted(self) -> dict[str, bool]:
-        """Ask a model that knows how for its diagnostics, in the steps that are logged: they cost time."""
+    def _extras_wanted(self) -> dict[str, bool]:
+        """Ask a model that knows how for its routing, and in the steps that are logged for its diagnostics."""
+        known = inspect.signature(type(self.network).forward).parameters
         logged = (self.state.global_step + 1) % self.recipe.output.log_every_steps == 0
-        known = "output_diagnostics" in inspect.signature(type(self.network).forward).parameters
-        return {"output_diagnostics": True} if known and logged else {}
+        wanted = {"output_diagnostics": logged, "output_routing": self._balance_weight > 0}
+        return {name: True for name, want in wanted.items() if want and name in known}
+
+    @property
+    def _balance_weight(self) -> float:
+        return float(getattr(self.network, "balance_weight", 0.0))
+
+    def _balance_loss(self, outputs: Any) -> torch.Tensor | float:
+        """Return this process's part of what unevenly used memories add to the loss, and note how they are used."""
+        balance = getattr(outputs, "balance_loss", None)
+        if balance is None:
+            return 0.0
+        self.window.note({"balance_loss": balance, "largest_load": outputs.loads.max()})
+        shares = self.args.gradient_accumulation_steps * self.processes.count
+        return cast(torch.Tensor, self._balance_weight * balance / shares)
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run one micro-batch; stop the run if its loss is not finite; tell the curriculum what it showed."""
@@ -339,7 +353,7 @@ class AnswerTrainer(Trainer):
         other &= inputs["counted"][:, None]
         losses = F.cross_entropy(logits[other].float(), inputs["input_ids"][:, 1:][other], reduction="sum")
         mean = losses / inputs["context_tokens"]
-        return self.recipe.data.context_loss_weight * mean / self.args.gradient_accumulation_steps
+        return (self.recipe.data.context_weight or 0.0) * mean / self.args.gradient_accumulation_steps
 
     def _diverged(self, what: str, value: float) -> Exception:
         error = RunError(
@@ -405,7 +419,8 @@ def training_arguments(recipe: Recipe, folder: Path, model: PreTrainedModel) -> 
         report_to="none",
         average_tokens_across_devices=False,  # `compute_loss` has the numbers of the whole batch
         # A memory's gates are not used by contexts shorter than a segment; one process gives them no gradient either.
-        ddp_find_unused_parameters=recipe.model.kind == "lm2",
+        # Nor does a router give any to a memory that no token of a process goes to.
+        ddp_find_unused_parameters=recipe.model.kind != "plain",
         ddp_broadcast_buffers=False,  # buffers are constants
         torch_compile=options.compile and not hasattr(model, "compile_for_training"),
         fsdp=cast(Any, sharded),  # declared as text for the sake of old command lines

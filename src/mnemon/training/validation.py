@@ -1,8 +1,9 @@
-"""Accuracy on held-out samples at the end of a run.
+"""What a model can do on held-out samples at the end of a run.
 
-A question counts as right when greedy decoding would give exactly its answer: every answer token is the likeliest
-given the ones before it. That needs one forward pass per batch instead of generation. Published tables come from
-`mnemon eval`, which generates; this is the run's own check.
+BABILong: a question counts as right when greedy decoding would give exactly its answer: every answer token is the
+likeliest given the ones before it. That needs one forward pass per batch instead of generation. Published tables come
+from `mnemon eval`, which generates; this is the run's own check. MQAR and text are measured exactly as `mnemon eval`
+measures them (`mnemon.metrics`).
 """
 
 from __future__ import annotations
@@ -13,41 +14,73 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mnemon.data.encoding import IGNORED
-from mnemon.training.batches import BatchMaker
+from mnemon.metrics.mqar import held_out_samples, queries_right, recall_row
+from mnemon.metrics.perplexity import FACTORS, held_out_windows, measure_perplexity
+from mnemon.training.babilong_batches import BabilongBatches
+from mnemon.training.data_sections import BabilongData, MqarData, TextData
 from mnemon.training.recipe import Recipe
 from mnemon.training.trainer import questions_right
 
 _SEED_OFFSET = 7919
 
+Table = dict[str, dict[str, dict[str, Any]]]
+"""length -> what was measured -> its numbers."""
 
-def validate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Return the held-out accuracy by length and task.
+
+def validate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, recipe: Recipe) -> Table:
+    """Measure a model on held-out samples.
 
     Args:
         model: trained model, on its device.
-        tokenizer: its tokenizer.
-        recipe: `evaluation` says which lengths and tasks and how many samples of each.
+        tokenizer: its tokenizer; None for data without text.
+        recipe: `evaluation` says what is measured and on how many samples.
 
     Returns:
-        length -> task -> {"right", "asked"}; one question per sample, test stories and test background.
+        For BABILong length -> task -> {"right", "asked"}: one question per sample, test stories and test background.
+        For MQAR length -> pairs -> `mnemon.metrics.mqar.recall_row`. For text length -> "text" ->
+        `mnemon.metrics.perplexity.perplexity_row`.
     """
-    options = recipe.evaluation
-    tasks = options.tasks or list(recipe.data.tasks)
     model.eval()
+    data = recipe.data
+    if isinstance(data, MqarData):
+        return _recall(model, data, recipe)
+    assert tokenizer is not None  # the recipe refuses such data without one
+    if isinstance(data, TextData):
+        return _perplexity(model, tokenizer, data, recipe)
+    tasks = recipe.evaluation.tasks or list(data.tasks)
     return {
-        str(length): {task: _score(model, tokenizer, recipe, task, length) for task in tasks}
-        for length in (options.lengths or recipe.data.lengths)
+        str(length): {task: _score(model, tokenizer, data, recipe, task, length) for task in tasks}
+        for length in (recipe.evaluation.lengths or data.lengths)
     }
+
+
+def _recall(model: PreTrainedModel, data: MqarData, recipe: Recipe) -> Table:
+    table: Table = {}
+    for part in recipe.evaluation.slices or data.slices:
+        samples = held_out_samples(data.settings(part), recipe.evaluation.samples, recipe.seed)
+        table.setdefault(str(part.length), {})[part.name] = recall_row(samples, queries_right(model, samples))
+    return table
+
+
+def _perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, data: TextData, recipe: Recipe) -> Table:
+    lengths = recipe.evaluation.lengths or [factor * data.length for factor in FACTORS]
+    windows = held_out_windows(data.background, tokenizer, lengths, recipe.evaluation.samples)
+    return {str(length): {"text": measure_perplexity(model, windows, length)} for length in lengths}
 
 
 @torch.no_grad()
 def _score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, task: str, length: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    trained: BabilongData,
+    recipe: Recipe,
+    task: str,
+    length: int,
 ) -> dict[str, int]:
-    data = recipe.data.model_copy(
+    data = trained.model_copy(
         update={"tasks": {task: 1.0}, "lengths": [length], "fact_limits": [], "questions_per_story": 1}
     )
-    maker = BatchMaker(data, tokenizer, recipe.seed + _SEED_OFFSET, recipe.optimisation.batch_tokens, split="test")
+    maker = BabilongBatches(data, tokenizer, recipe.seed + _SEED_OFFSET, recipe.optimisation.batch_tokens, split="test")
     right: list[bool] = []
     index = 0
     while len(right) < recipe.evaluation.samples:
