@@ -55,7 +55,6 @@ BUILDERS: dict[str, Callable[[], MemoryModel]] = {
     "mom-retnet": lambda: mom(SHALLOW, rule="retnet", shared_memory=False, top_k=1, dispatch="packed"),
     "mom-ttt": lambda: mom(SHALLOW, rule="ttt", num_memories=2, top_k=1, conv_size=0),
     "memory": lambda: mom(rule="gla", layer_types=["memory"] * 3),
-    "mom-full": lambda: mom(layer_types=["mom", "full_attention", "memory"]),
     "mom-sliding": lambda: mom(**MIXED),
     "mistral-both": lambda: mom(
         mistral_config(), layer_types=["full_attention", "mom", "sliding_attention"], sliding_window=SLIDING
@@ -64,7 +63,7 @@ BUILDERS: dict[str, Callable[[], MemoryModel]] = {
     "lm2-on-mom": lm2_on_mom,
 }
 CASES = list(BUILDERS)
-GROWING = {"mom-full", "mistral-both"}  # full attention keeps every key
+GROWING = {"mistral-both"}  # full attention keeps every key
 
 
 @functools.lru_cache

@@ -142,7 +142,7 @@ def test_cached_generation_equals_uncached(name, mode):
         torch.manual_seed(3)
         results.append(
             model.generate(
-                ids, attention_mask=mask, max_new_tokens=12, use_cache=use_cache, pad_token_id=0, **GENERATION[mode]
+                ids, attention_mask=mask, max_new_tokens=8, use_cache=use_cache, pad_token_id=0, **GENERATION[mode]
             )
         )
     assert torch.equal(*results)

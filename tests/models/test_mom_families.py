@@ -56,6 +56,7 @@ def test_cuts_and_ragged_padding_change_nothing(name, mix):
     mask[2, [3, 4, 9, 30]] = 0
     cache, pieces = None, []
     with torch.no_grad():
+        whole = model(ids, attention_mask=mask).logits
         for start, end in ((0, 7), (7, 8), (8, 9), (9, 21), (21, LONG)):
             output = model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
             cache, pieces = output.past_key_values, [*pieces, output.logits]
@@ -63,7 +64,7 @@ def test_cuts_and_ragged_padding_change_nothing(name, mix):
             real = mask[row].bool()
             alone = model(ids[row : row + 1, real]).logits[0]
             assert_close(torch.cat(pieces, dim=1)[row][real], alone)
-            assert_close(model(ids, attention_mask=mask).logits[row][real], alone)
+            assert_close(whole[row][real], alone)
 
 
 @every_family
@@ -79,9 +80,8 @@ def test_changing_a_later_token_changes_no_earlier_logit(name, mix):
 
 
 @every_family
-@every_mix
-def test_cached_generation_equals_uncached_on_ragged_rows(name, mix):
-    model, ids = build(name, mix), tokens(2, 12)
+def test_cached_generation_equals_uncached_on_ragged_rows(name):
+    model, ids = build(name, "hybrid"), tokens(2, 12)
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}

@@ -318,7 +318,7 @@ def test_a_few_steps_of_training_lower_the_loss():
         {"rule": "gla"}, {"num_memories": 4}, {"top_k": 1}, {"shared_memory": False}, {"num_heads": 4}, {"head_dim": 4},
         {"value_dim": 4}, {"layer_types": ["mom", "memory", "mom"]}, {"layer_types": ["mom", "full_attention", "mom"]},
         {"layer_types": ["mom", "sliding_attention", "mom"], "sliding_window": 4}, {"conv_size": 2}, {"conv_size": 0},
-        {"single_kv_proj": True}, {"capacity": 0.3},
+        {"single_kv_proj": True}, {"capacity": 0.3}, {"norm_eps": 0.1},
     ],
     ids=str,
 )  # fmt: skip
@@ -425,6 +425,7 @@ def test_the_logits_kept_are_those_of_the_columns_asked_for(keep):
         ({"value_dim": 0}, "value_dim must be at least 1"),
         ({"num_slots": 0}, "num_slots must be at least 1"),
         ({"conv_size": -1}, r"conv_size must be at least 0 \(no convolution\), got -1"),
+        ({"norm_eps": 0.0}, "norm_eps must be above 0, got 0.0"),
         ({"capacity": 0.0}, "capacity must be above 0"),
         ({"capacity": -1}, "capacity must be above 0"),
         ({"balance_loss": "local"}, "balance_loss must be one of global, layer, got 'local'"),
