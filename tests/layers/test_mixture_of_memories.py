@@ -176,6 +176,22 @@ def test_rows_do_not_see_each_other(options: dict, dispatch: str) -> None:
     assert_same(*(s.with_tensors([tensor[:1] for tensor in s.tensors]) for s in (state, after)))
 
 
+@every_dispatch
+@pytest.mark.parametrize("capacity", [None, 0.4])
+@pytest.mark.parametrize("broken", [0, 2])
+def test_what_has_overflown_in_one_row_stays_in_it(dispatch: str, capacity: float | None, broken: int) -> None:
+    layer, x = mixture({"rule": "gla"}, capacity=capacity), random(3, T, D)
+    _, start = read(layer, random(3, 3, D, seed=4))
+    start.memories.tail[broken] = float("inf")
+    others = [row for row in range(3) if row != broken]
+    for mask in (None, torch.arange(T) >= torch.tensor([[0], [4], [2]])):
+        output, end = read(layer, x, mask, start, dispatch)
+        counted = torch.ones(3, T, dtype=torch.bool) if mask is None else mask
+        assert not output[broken].isfinite().all()
+        assert output[others][counted[others]].isfinite().all()
+        assert all(tensor[others].isfinite().all() for tensor in end.tensors)
+
+
 def steer(layer: MixtureOfMemories, x: torch.Tensor, memories: torch.Tensor) -> torch.Tensor:
     """Set the router so that every token of x goes to the memories given for it [B, T, k]; return such tokens."""
     count = layer.num_memories

@@ -210,7 +210,8 @@ class MixtureOfMemories(MemoryLayer):
         packing = pack(routing, self.shared_memory)
         inputs = self._expand(x, packing.tokens, packing.groups).map(lambda tensor: tensor[None])
         o, after = self.remember(inputs, self._by_memory(before), cu_seqlens=packing.cu_seqlens)
-        return mix(o[0], packing.places, packing.weights).unflatten(0, (batch, tokens)), self._by_row(after)
+        mixed = mix(o[0], packing.places, packing.weights, packing.taken)
+        return mixed.unflatten(0, (batch, tokens)), self._by_row(after)
 
     def _in_turn(self, x: Tensor, routing: Routing, before: LinearMemoryState) -> tuple[Tensor, LinearMemoryState]:
         """Read one memory after the other, each with the tokens that go to it."""

@@ -159,6 +159,7 @@ class Packing(NamedTuple):
         places: where the answers to a token stand in the packed stream, [B T, k (+ 1)]; of those that were not taken,
             anywhere.
         weights: what the answers are multiplied by, [B T, k (+ 1)]; 0 where a token was not taken.
+        taken: False where a token was not taken, [B T, k (+ 1)]; None = nowhere.
     """
 
     tokens: Tensor
@@ -166,6 +167,7 @@ class Packing(NamedTuple):
     cu_seqlens: Tensor
     places: Tensor
     weights: Tensor
+    taken: Tensor | None
 
 
 def pack(routing: Routing, shared: bool) -> Packing:
@@ -193,12 +195,12 @@ def pack(routing: Routing, shared: bool) -> Packing:
     if taken is not None:
         count = int(cu_seqlens[-1])
         order, places = order[:count], places.clamp(max=max(count - 1, 0))
+        taken = taken.flatten(0, 1)
     memory = sequence[order] // batch
     on_host = device.type == "cpu"
     counts = lengths.view(total, batch).sum(dim=1).tolist() if on_host else None
-    return Packing(
-        order // copies, Groups(memory, counts), cu_seqlens, places.view(-1, copies), weights.view(-1, copies)
-    )
+    groups = Groups(memory, counts)
+    return Packing(order // copies, groups, cu_seqlens, places.view(-1, copies), weights.view(-1, copies), taken)
 
 
 class Share(NamedTuple):
@@ -258,7 +260,10 @@ def _share(chosen: Tensor, weight: Tensor | None) -> Share:
         tokens = tokens[None]
     else:
         mask = torch.arange(longest, device=chosen.device) < lengths[:, None]
-        tokens = torch.zeros_like(mask, dtype=tokens.dtype).masked_scatter(mask, tokens)
+        # What is behind the end of a row repeats its last token: even its infinities stay with the row.
+        last = torch.arange(1, batch + 1, device=chosen.device)[:, None] * chosen.shape[1] - 1
+        ends = tokens[(lengths.cumsum(0) - 1).clamp(min=0)][:, None]
+        tokens = torch.where(lengths[:, None] > 0, ends, last).expand_as(mask).masked_scatter(mask, tokens)
     if weight is not None:
         weight = weight.flatten().index_select(0, tokens.flatten()).view_as(tokens)
         weight = weight if mask is None else torch.where(mask, weight, 0.0)
@@ -327,13 +332,15 @@ def _with_shared(routing: Routing, shared: bool) -> tuple[Tensor, Tensor, Tensor
     return memories, weights, taken
 
 
-def mix(answers: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+def mix(answers: Tensor, places: Tensor, weights: Tensor, taken: Tensor | None = None) -> Tensor:
     """Add up the weighted answers to every token.
 
     Args:
         answers: answers of the memories in the packed order, [N, ...].
         places: where those to each token stand, [tokens, k].
         weights: their weights, [tokens, k].
+        taken: False where there is no answer, [tokens, k]; then that of another text may stand there, and a weight of 0
+            would not keep out its infinities.
 
     Returns:
         The sums, [tokens, ...], in the dtype of the answers.
@@ -341,6 +348,8 @@ def mix(answers: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     if not len(answers):
         return answers.new_zeros(len(places), *answers.shape[1:])
     each = answers.index_select(0, places.flatten()).view(*places.shape, -1)
+    if taken is not None:
+        each = torch.where(taken[..., None], each, 0.0)
     mixed = torch.matmul(weights.to(each.dtype)[:, None], each)[:, 0]
     return mixed.view(len(places), *answers.shape[1:])
 
