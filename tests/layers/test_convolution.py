@@ -62,3 +62,10 @@ def test_packed_sequences_continue_from_their_own_tails() -> None:
         expected, end = conv(x[:, begin:stop], start[row : row + 1])
         torch.testing.assert_close(y[:, begin:stop], expected)
         assert torch.equal(tail[row], end[0])
+
+
+def test_packed_sequences_may_all_be_empty() -> None:
+    conv, start = convolution(), random(2, 3, CHANNELS)
+    y, tail = conv.packed(random(1, 0, CHANNELS), start, torch.tensor([0, 0, 0]))
+    assert y.shape == (1, 0, CHANNELS)
+    assert torch.equal(tail, start)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from layer_cases import D, H, K, assert_identical, assert_same, every_rule, random
 
 from mnemon.errors import ConfigError, ShapeError, StateError
 from mnemon.layers import memory_layer
@@ -12,12 +13,7 @@ from mnemon.layers.conventions import conventions
 from mnemon.layers.linear_memory import LinearMemory, LinearMemoryState
 from mnemon.ops import UpdateRule, get_rule, list_rules
 from mnemon.ops.declaration import GateSpec, Source
-from mnemon.ops.state import combine, leaves
-
-D, H, K = 12, 2, 4
-CASES = [pytest.param({"rule": name}, id=name) for name in list_rules()]
-CASES.append(pytest.param({"rule": "titans", "memory": "mlp", "mini_batch_size": 4, "expansion": 2}, id="titans-mlp"))
-every_rule = pytest.mark.parametrize("options", CASES)
+from mnemon.ops.state import leaves
 
 
 def layer(options: dict, dtype: torch.dtype = torch.float64, **more) -> LinearMemory:
@@ -25,21 +21,8 @@ def layer(options: dict, dtype: torch.dtype = torch.float64, **more) -> LinearMe
     return LinearMemory(**{"hidden_size": D, "num_heads": H, "head_dim": K, **options, **more}).to(dtype)
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def tensors(state: LinearMemoryState) -> list[torch.Tensor]:
-    return [state.tail, *leaves(state.memory), state.position]
-
-
 def rows(state: LinearMemoryState, which: slice) -> LinearMemoryState:
-    return LinearMemoryState(state.tail[which], combine(lambda x: x[which], state.memory), state.position[which])
-
-
-def assert_same(got: LinearMemoryState, expected: LinearMemoryState) -> None:
-    for a, b in zip(tensors(got), tensors(expected), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    return state.map(lambda tensor: tensor[which])
 
 
 @every_rule
@@ -75,7 +58,7 @@ def test_masked_tokens_leave_the_state_exactly_as_it_was(options: dict) -> None:
     memory = layer(options)
     _, start = memory(random(2, 7, D))
     _, end = memory(random(2, 9, D, seed=1), torch.zeros(2, 9, dtype=torch.bool), start)
-    assert all(torch.equal(a, b) for a, b in zip(tensors(start), tensors(end), strict=True))
+    assert_identical(start, end)
 
 
 @every_rule
@@ -84,7 +67,7 @@ def test_a_call_without_tokens_changes_nothing(options: dict) -> None:
     _, start = memory(random(2, 7, D))
     output, end = memory(random(2, 0, D), state=start)
     assert output.shape == (2, 0, D)
-    assert all(torch.equal(a, b) for a, b in zip(tensors(start), tensors(end), strict=True))
+    assert_identical(start, end)
 
 
 @every_rule
@@ -115,7 +98,7 @@ def test_rows_do_not_see_each_other(options: dict) -> None:
     memory, x = layer(options), random(2, 20, D)
     (output, state), (changed, other) = memory(x), memory(torch.cat([x[:1], random(1, 20, D, seed=5)]))
     assert torch.equal(output[0], changed[0])
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(tensors(state), tensors(other), strict=True))
+    assert_identical(rows(state, slice(1)), rows(other, slice(1)))
 
 
 @every_rule
@@ -207,9 +190,9 @@ def test_nothing_stays_on_the_layer(options: dict) -> None:
 def test_the_state_handed_in_is_never_changed(options: dict) -> None:
     memory = layer(options)
     _, state = memory(random(2, 9, D))
-    before = [tensor.clone() for tensor in tensors(state)]
+    before = state.map(torch.clone)
     memory(random(2, 9, D, seed=1), state=state)
-    assert all(torch.equal(a, b) for a, b in zip(before, tensors(state), strict=True))
+    assert_identical(before, state)
 
 
 @pytest.mark.parametrize("rule", [name for name in list_rules() if not get_rule(name).equal_widths])

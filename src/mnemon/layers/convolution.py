@@ -59,13 +59,15 @@ class ShortConvolution(nn.Module):
         Returns:
             y [1, T, D] and the new tails.
         """
+        if x.shape[1] == 0:
+            return x, tail
         before = self.size - 1
         # Only the first tokens of a sequence see its tail: they are convolved apart, the others as one stream.
         column = torch.arange(2 * before, device=x.device)
         starts, stops = cu_seqlens[:-1, None], cu_seqlens[1:, None]
         head = starts + column[:before]
         within = head < stops
-        first = x[0].index_select(0, head.clamp(max=max(x.shape[1] - 1, 0)).flatten()).unflatten(0, head.shape)
+        first = x[0].index_select(0, head.clamp(max=x.shape[1] - 1).flatten()).unflatten(0, head.shape)
         heads = self._slide(torch.cat([tail, first], dim=1))
         y = self._slide(x)[0].index_copy(0, head[within], heads[:, before:][within])
         # The new tail are the last tokens of the old tail followed by the sequence.

@@ -197,7 +197,7 @@ class MixtureOfMemories(MemoryLayer):
                 own = every if routing.counted is None else routing.counted
                 weight = torch.ones_like(weight)
             order, back = valid_first(own)
-            inputs = self.project(take(x, order), one_group(number, self.total, batch * tokens))
+            inputs = self.project(take(x, order), one_group(number, self.total, batch * tokens, x.device))
             one = before.map(partial(torch.select, dim=1, index=number))
             o, one = self.remember(inputs, one, take(own, order))
             o = take(o, back)
@@ -230,7 +230,7 @@ class MixtureOfMemories(MemoryLayer):
                 inputs = common.map(partial(_rows, share=share))
             else:
                 own, asked = (_rows(z[None], share) for z in (rows, queries))
-                inputs = self.project(own, one_group(number, self.total, len(place), matrices), asked)
+                inputs = self.project(own, one_group(number, self.total, len(place), x.device, matrices), asked)
             state = before.map(partial(torch.select, dim=1, index=number))
             o, state = self.remember(inputs, state, share.mask, share.cu_seqlens)
             after.append(state)

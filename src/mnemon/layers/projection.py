@@ -33,11 +33,13 @@ class Groups(NamedTuple):
     matrices: Matrices | None = None
 
 
-def one_group(memory: int, num_memories: int, rows: int, matrices: Matrices | None = None) -> Groups:
+def one_group(
+    memory: int, num_memories: int, rows: int, device: torch.device, matrices: Matrices | None = None
+) -> Groups:
     """Return the groups of rows that all belong to one of several memories."""
     counts = [0] * num_memories
     counts[memory] = rows
-    return Groups(torch.full((rows,), memory), counts, matrices)
+    return Groups(torch.full((rows,), memory, device=device), counts, matrices)
 
 
 class Projection(nn.Linear):

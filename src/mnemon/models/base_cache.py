@@ -201,6 +201,10 @@ class BaseCache(Cache):
         layer = self.states[self.attention_index]
         return layer.get_seq_length() if isinstance(layer, KeyValueLayer) else 0
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return the key columns of a mask and the first one's number, also where no block has keys."""
+        return (query_length, 0) if self.attention_index is None else super().get_mask_sizes(query_length, layer_idx)
+
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         """Return None, which keeps the block off its in-place single-token path."""
         return None

@@ -86,8 +86,7 @@ class MoMConfig(CompositeConfig):
             raise ConfigError(f"balance_loss must be one of {', '.join(BALANCES)}, got {self.balance_loss!r}")
         if self.balance_weight < 0:
             raise ConfigError(f"balance_weight must be at least 0, got {self.balance_weight}")
-        if self.layer_types is not None:
-            self._check_layer_types(list(self.layer_types))
+        self._check_layer_types()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as it is saved: generation would take a `top_k` there for its own."""
@@ -104,11 +103,12 @@ class MoMConfig(CompositeConfig):
     def validate_layer_type(self) -> None:
         """Do nothing: the library's own check knows no memories; `__post_init__` has checked."""
 
-    def _check_layer_types(self, layer_types: list[str]) -> None:
+    def _check_layer_types(self) -> None:
+        layer_types = list(self.layer_types or ())
         for layer_type in layer_types:
             if layer_type not in LAYER_TYPES:
                 raise ConfigError(f"layer_types must be among {', '.join(LAYER_TYPES)}, got {layer_type!r}")
-        if len(layer_types) != self.num_hidden_layers:
+        if self.layer_types is not None and len(layer_types) != self.num_hidden_layers:
             raise ConfigError(
                 f"layer_types names {len(layer_types)} blocks, the base has {self.num_hidden_layers}; give one entry "
                 "per block"

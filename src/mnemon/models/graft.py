@@ -7,12 +7,14 @@ add the memory term to the attention branch. What cannot be grafted is refused w
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from mnemon.errors import ConfigError
@@ -320,6 +322,48 @@ def _attach(block: Block, join: Join, order: int, term: MemoryTerm) -> list[Any]
         block.attention.register_forward_hook(see_attention, with_kwargs=True),
         (join.norm or block.attention).register_forward_hook(add_term),
     ]
+
+
+@contextlib.contextmanager
+def blocks_called(blocks: Sequence[Block], masks: Mapping[int, Tensor | None], recompute: bool) -> Iterator[None]:
+    """For the duration of the context, let blocks be called in another way.
+
+    Args:
+        blocks: the decoder's blocks.
+        masks: what some of them, by index, hand their attention in place of the decoder's own mask.
+        recompute: whether their activations are recomputed in the backward pass.
+    """
+    # Libraries that place blocks on devices have put a forward of theirs there.
+    found: list[Any] = [vars(block.module).get("forward") for block in blocks]
+    for index, block in enumerate(blocks):
+        forward = block.module.forward
+        if index in masks and block.attention is not None:
+            forward = _with_mask(forward, block.attention, masks[index])
+        block.module.forward = partial(checkpoint, forward, use_reentrant=False) if recompute else forward
+    try:
+        yield
+    finally:
+        for block, own in zip(blocks, found, strict=True):
+            if own is None:
+                del block.module.forward  # the class's own shows again
+            else:
+                block.module.forward = own
+
+
+def _with_mask(forward: Any, attention: nn.Module, mask: Tensor | None) -> Any:
+    """Return a block's forward in which the attention is called with a mask of ours."""
+
+    def replace_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, kwargs | {"attention_mask": mask}
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        handle = attention.register_forward_pre_hook(replace_mask, with_kwargs=True)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            handle.remove()
+
+    return run
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -47,6 +47,10 @@ class MemoryMixer(nn.Module):
         entry.result = state.tensors
         return output, None
 
+    def keeps(self, entry: tuple[Tensor, ...]) -> bool:
+        """Say whether tensors have the shapes of a state of this block, for any number of rows."""
+        return [tensor.shape[1:] for tensor in entry] == [tensor.shape[1:] for tensor in self._kind.tensors]
+
     @cached_property
     def _kind(self) -> LinearMemoryState | MixtureState:
         """A state of no rows, which says what the tensors of a state are."""

@@ -38,6 +38,15 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
     base: PreTrainedModel
     segmented: SegmentedDecoder
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Return False: weights get their first values as in the library's own models, parameter by parameter.
+
+        Of other code the library believes that a module without parameters of its own, such as a whole model, has
+        nothing left to initialise.
+        """
+        return False
+
     def initial_state(self, batch_size: int) -> Any:
         """Return the state before the first token."""
         raise NotImplementedError

@@ -277,6 +277,7 @@ class LM2ForCausalLM(MemoryModel):
                 f"the memory is of another model: {held}, {found} blocks; this one has bank {list(bank)}, {blocks} "
                 "blocks"
             )
+        self.segmented.check_state(state.decoder)
 
     def _stream(
         self,

@@ -156,12 +156,9 @@ class MoMForCausalLM(MemoryModel):
         return balance_loss(layers, cast(Balance, self.config.balance_loss))
 
     def _check_state(self, state: MemoryState) -> None:
-        expected = (len(self.segmented.blocks), len(self.segmented.reaches))
-        if type(state) is not MemoryState or (len(state.decoder.base), len(state.decoder.key_positions)) != expected:
-            raise StateError(
-                f"the memory is of another model: {type(state).__name__} of {len(state.decoder.base)} blocks; this one "
-                f"has {expected[0]} blocks"
-            )
+        if type(state) is not MemoryState:
+            raise StateError(f"the memory is of another model: expected a MemoryState, got a {type(state).__name__}")
+        self.segmented.check_state(state.decoder)
 
     def _stream(
         self,

@@ -8,19 +8,26 @@ call (`mnemon.models.graft`).
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from mnemon.errors import ConfigError, ShapeError
+from mnemon.errors import ConfigError, ShapeError, StateError
 from mnemon.layers.routing import RoutingStatistics
 from mnemon.models.base_cache import BaseCache, Columns, KeyValueLayer, PastView
-from mnemon.models.graft import Block, Graft, Join, decoder_of, find_graft, find_joins, inverse_frequencies
+from mnemon.models.graft import (
+    Block,
+    Graft,
+    Join,
+    blocks_called,
+    decoder_of,
+    find_graft,
+    find_joins,
+    inverse_frequencies,
+)
 from mnemon.models.masks import (
     FarSinks,
     Reach,
@@ -33,6 +40,7 @@ from mnemon.models.masks import (
     takes_numbers_once,
     visibility,
 )
+from mnemon.models.memory_mixer import MemoryMixer
 from mnemon.models.rotary import PROBE_POSITIONS, KeyRotation, find_rotation
 from mnemon.models.segments import SegmentCall, gather_columns, plan_calls
 
@@ -236,6 +244,24 @@ class SegmentedDecoder:
             key_positions=(np.zeros((batch_size, 0), dtype=np.int64),) * len(self.reaches),
         )
 
+    def check_state(self, state: DecoderState) -> None:
+        """Refuse a state of another decoder, as far as the shapes of its tensors tell.
+
+        Raises:
+            StateError: naming what differs.
+        """
+        found = (len(state.base), len(state.key_positions))
+        expected = (len(self.blocks), len(self.reaches))
+        if found != expected:
+            raise StateError(
+                f"the memory is of another model: {found[0]} blocks with {found[1]} kinds of attention; this one has "
+                f"{expected[0]} with {expected[1]}"
+            )
+        for index, (block, entry) in enumerate(zip(self.blocks, state.base, strict=True)):
+            if entry and not _keeps(block, entry):
+                shapes = ", ".join(str(list(tensor.shape)) for tensor in entry)
+                raise StateError(f"the memory is of another model: block {index} ({block.kind}) keeps no {shapes}")
+
     def check_positions(self, counts: np.ndarray) -> None:
         """Refuse rows of more tokens than a decoder with learned positions has positions.
 
@@ -282,7 +308,7 @@ class SegmentedDecoder:
             if keep_pieces and not recomputes:
                 stack.enter_context(cache.keeping_pieces(attentions))
             if self.hands_out_masks or recompute_blocks:
-                stack.enter_context(self._blocks_called(masks, recompute_blocks))
+                stack.enter_context(blocks_called(self.blocks, self._masks_of_blocks(masks), recompute_blocks))
             logits: Tensor = self.base(
                 **{"input_ids" if inputs.ndim == 2 else "inputs_embeds": inputs},
                 attention_mask=self._attention_mask(masks, inputs.device),
@@ -354,19 +380,11 @@ class SegmentedDecoder:
             for layer_type, index in zip(layer_types, self.reach_index, strict=True)
         }
 
-    @contextlib.contextmanager
-    def _blocks_called(self, masks: list[Tensor | None] | None, recompute: bool) -> Iterator[None]:
-        """For one call, let every block hand its attention the mask of its own reach, and be recomputed if asked."""
-        for block, index in zip(self.blocks, self.reach_index, strict=True):
-            forward = block.module.forward
-            if self.hands_out_masks and masks is not None and block.attention is not None and index is not None:
-                forward = _with_mask(forward, block.attention, masks[index])
-            block.module.forward = partial(checkpoint, forward, use_reentrant=False) if recompute else forward
-        try:
-            yield
-        finally:
-            for block in self.blocks:
-                del block.module.forward  # the class's own shows again
+    def _masks_of_blocks(self, masks: list[Tensor | None] | None) -> dict[int, Tensor | None]:
+        """Return the masks that blocks are to hand their attention in place of the decoder's, by block."""
+        if masks is None or not self.hands_out_masks:
+            return {}
+        return {block: masks[index] for block, index in enumerate(self.reach_index) if index is not None}
 
     def _carry(
         self, state: DecoderState, cache: BaseCache, keys: list[np.ndarray], counts: np.ndarray, keep_pieces: bool
@@ -397,20 +415,11 @@ class SegmentedDecoder:
         return tuple(entries), tuple(positions)
 
 
-def _with_mask(forward: Any, attention: nn.Module, mask: Tensor | None) -> Any:
-    """Return a block's forward in which the attention is called with a mask of ours."""
-
-    def replace_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, kwargs | {"attention_mask": mask}
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        handle = attention.register_forward_pre_hook(replace_mask, with_kwargs=True)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            handle.remove()
-
-    return run
+def _keeps(block: Block, entry: tuple[Tensor, ...]) -> bool:
+    """Say whether a block could keep these tensors: keys and values [B, H, T, d], or a state of its own."""
+    if isinstance(block.attention, MemoryMixer):
+        return block.attention.keeps(entry)
+    return len(entry) == 1 if block.kind == "conv" else all(tensor.ndim == 4 for tensor in entry)
 
 
 def _added(before: tuple[RoutingStatistics, ...], now: tuple[RoutingStatistics, ...]) -> tuple[RoutingStatistics, ...]:

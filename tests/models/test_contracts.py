@@ -1,20 +1,29 @@
 """The promises every model with a memory keeps: causality, padding, cuts, cached generation, saving, independence."""
 
+import lm2_cases
+import mom_cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm2_cases import CASES, SEGMENT, TOLERANCE, case, tokens
+from lm2_cases import SEGMENT, TOLERANCE, tokens
 from transformers import AutoModelForCausalLM
 
-from mnemon.models.modeling_lm2 import LM2ForCausalLM
+from mnemon.models.memory_model import MemoryModel
 from mnemon.models.registration import register
+from mnemon.models.state import LM2State
 
 EXAMPLES = settings(max_examples=8)
+CASES = [*lm2_cases.CASES, *mom_cases.CASES]
+BOUNDED = ["lfm2-depth-span", "lfm2-layer-span", *(name for name in mom_cases.CASES if name not in mom_cases.GROWING)]
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def logits_of(model: LM2ForCausalLM, ids: torch.Tensor, **options) -> torch.Tensor:
+def case(name: str) -> MemoryModel:
+    return lm2_cases.case(name) if name in lm2_cases.CASES else mom_cases.case(name)
+
+
+def logits_of(model: MemoryModel, ids: torch.Tensor, **options) -> torch.Tensor:
     with torch.no_grad():
         return model(ids, **options).logits
 
@@ -32,7 +41,10 @@ def test_changing_a_later_token_never_changes_an_earlier_logit(name, width, plac
     other = ids.clone()
     other[:, changed_at] = (other[:, changed_at] - 3 + 11) % 47 + 3
     before, after = logits_of(model, ids), logits_of(model, other)
-    assert torch.equal(before[:, :changed_at], after[:, :changed_at])
+    if name in lm2_cases.CASES:
+        assert torch.equal(before[:, :changed_at], after[:, :changed_at])
+    else:  # the tokens that a memory reads at once are others, so matrix products have other shapes
+        assert_close(before[:, :changed_at], after[:, :changed_at])
     assert not torch.equal(before[:, changed_at:], after[:, changed_at:])
 
 
@@ -100,14 +112,16 @@ def test_a_masked_row_leaves_its_own_state_exactly_unchanged(name):
     with torch.no_grad():
         cache = model(ids, use_cache=True).past_key_values
         before = cache.state
-        after = model(ids, attention_mask=mask, past_key_values=cache).past_key_values.state
+        after = model(tokens(2, 17, 1), attention_mask=mask, past_key_values=cache).past_key_values.state
     assert after.counts == (34, 17)
-    assert torch.equal(before.bank[1], after.bank[1])
-    for old, new in zip(before.statistics, after.statistics, strict=True):
-        assert all(torch.equal(a[1], b[1]) for a, b in zip(old, new, strict=True))
-    for old, new in zip(before.decoder.base, after.decoder.base, strict=True):
-        if len(old) == 1:  # a convolution block; keys of an attention block gain blank columns nobody sees
-            assert torch.equal(old[0][1], new[0][1])
+    for block, old, new in zip(model.blocks, before.decoder.base, after.decoder.base, strict=True):
+        if not block.has_keys:  # keys of an attention block gain blank columns nobody sees
+            assert all(torch.equal(a[1], b[1]) for a, b in zip(old, new, strict=True))
+            assert not all(torch.equal(a[0], b[0]) for a, b in zip(old, new, strict=True))
+    if isinstance(before, LM2State):
+        assert torch.equal(before.bank[1], after.bank[1])
+        for old, new in zip(before.statistics, after.statistics, strict=True):
+            assert all(torch.equal(a[1], b[1]) for a, b in zip(old, new, strict=True))
 
 
 GENERATION = {
@@ -128,7 +142,7 @@ def test_cached_generation_equals_uncached(name, mode):
         torch.manual_seed(3)
         results.append(
             model.generate(
-                ids, attention_mask=mask, max_new_tokens=12, use_cache=use_cache, pad_token_id=0, **GENERATION[mode]
+                ids, attention_mask=mask, max_new_tokens=8, use_cache=use_cache, pad_token_id=0, **GENERATION[mode]
             )
         )
     assert torch.equal(*results)
@@ -163,7 +177,7 @@ def test_saving_and_loading_is_exact(name, tmp_path):
     model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert isinstance(again, LM2ForCausalLM)
+    assert type(again) is type(model)
     assert differing_keys(again.config.to_dict(), model.config.to_dict()) <= {"_name_or_path", "dtype"}
     assert torch.equal(logits_of(again, ids), logits_of(model, ids))
 
@@ -177,9 +191,9 @@ def test_a_batch_never_depends_on_an_earlier_batch(name):
     assert torch.equal(logits_of(model, ids), first)
 
 
-@pytest.mark.parametrize("flow", ["depth", "layer"])
-def test_a_span_limited_state_stops_growing(flow):
-    model = case(f"lfm2-{flow}-span")
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_state_without_full_attention_stops_growing(name):
+    model = case(name)
     sizes = []
     with torch.no_grad():
         cache = None
@@ -190,15 +204,16 @@ def test_a_span_limited_state_stops_growing(flow):
     assert len(set(sizes[3:])) == 1
 
 
-def test_generation_continues_from_a_memory_and_leaves_it_unchanged():
-    model, ids = case("lfm2-depth-span"), tokens(2, 40)
+@pytest.mark.parametrize("name", ["lfm2-depth-span", *mom_cases.CASES])
+def test_generation_continues_from_a_memory_and_leaves_it_unchanged(name):
+    model, ids = case(name), tokens(2, 40)
     with torch.no_grad():
         state = model(ids[:, :30], use_cache=True).past_key_values.state
-    banks = state.bank.clone()
+    before = [tensor.clone() for tensor in state.tensors()]
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     continued = model.generate(ids[:, 30:], memory=state, **options)
     whole = model.generate(ids, **options)
     assert torch.equal(continued[:, 10:], whole[:, 40:])
-    assert torch.equal(state.bank, banks)
+    assert all(torch.equal(old, now) for old, now in zip(before, state.tensors(), strict=True))
     assert state.counts == (30, 30)
     assert torch.equal(model.generate(ids[:, 30:], memory=state, **options), continued)
