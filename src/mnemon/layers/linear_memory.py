@@ -30,6 +30,7 @@ class LinearMemory(MemoryLayer):
         num_slots: slots J of a rule with slots; None = `head_dim`.
         form: form of the rule that runs, "auto" for the fastest.
         norm_eps: what the norm of the output adds to the mean square before its root, above 0.
+        output_gate: False leaves out the output gate of a layer that is published with one.
         settings: hyper-parameters of the rule.
 
     Raises:

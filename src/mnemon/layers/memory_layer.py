@@ -13,6 +13,7 @@ Source: the layers published with the rules (docs/linear-memory-layer.md names t
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -104,6 +105,7 @@ class MemoryLayer(nn.Module):
         form: form of the rule that runs, "auto" for the fastest.
         num_projections: sets of projections to keys, values and gates, one per memory; None = one for all tokens.
         norm_eps: what the norm of the output adds to the mean square before its root, above 0.
+        output_gate: False leaves out the output gate of a layer that is published with one.
         settings: hyper-parameters of the rule.
 
     Raises:
@@ -124,6 +126,7 @@ class MemoryLayer(nn.Module):
         form: str = "auto",
         num_projections: int | None = None,
         norm_eps: float = NORM_EPS,
+        output_gate: bool = True,
         **settings: int | float | str,
     ) -> None:
         super().__init__()
@@ -134,6 +137,8 @@ class MemoryLayer(nn.Module):
         self.num_slots = head_dim if num_slots is None else num_slots
         self.form = form
         self.conventions = do = conventions(self.rule, head_dim, **self.settings)
+        if not output_gate:
+            self.conventions = do = replace(do, output_gate=None)
         self.hidden_size = hidden_size
         self.norm_eps = norm_eps
         self._check_sizes(layer_index, num_layers, conv_size)

@@ -71,6 +71,7 @@ class MixtureOfMemories(MemoryLayer):
         num_slots: slots J of a rule with slots; None = `head_dim`.
         form: form of the rule that runs, "auto" for the fastest.
         norm_eps: what the norm of the output adds to the mean square before its root, above 0.
+        output_gate: False leaves out the output gate of a layer that is published with one.
         settings: hyper-parameters of the rule.
 
     Raises:
@@ -96,6 +97,7 @@ class MixtureOfMemories(MemoryLayer):
         num_slots: int | None = None,
         form: str = "auto",
         norm_eps: float = NORM_EPS,
+        output_gate: bool = True,
         **settings: int | float | str,
     ) -> None:
         check_routing(num_memories, top_k, capacity, dispatch)
@@ -113,6 +115,7 @@ class MixtureOfMemories(MemoryLayer):
             form,
             None if single_kv_proj else total,
             norm_eps,
+            output_gate,
             **settings,
         )
         self.num_memories, self.shared_memory, self.total = num_memories, shared_memory, total

@@ -32,6 +32,7 @@ class MoMConfig(CompositeConfig):
         sliding_window: tokens that "sliding_attention" sees, itself included.
         conv_size: tokens the short convolution sees, 0 = no convolution.
         norm_eps: what the norm of a memory's output adds to the mean square before its root.
+        output_gate: False leaves out the output gate of a layer that is published with one.
         num_slots: slots of a rule with slots; None = `head_dim`.
         single_kv_proj: one projection to keys, values and gates for all memories of a layer, instead of one for each.
         capacity: largest share of a sequence's tokens that a routed memory takes; None = all that come.
@@ -62,6 +63,7 @@ class MoMConfig(CompositeConfig):
     sliding_window: int | None = None
     conv_size: int = 4
     norm_eps: float = 1e-5
+    output_gate: bool = True
     num_slots: int | None = None
     single_kv_proj: bool = False
     capacity: float | int | None = None

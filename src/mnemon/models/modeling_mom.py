@@ -237,6 +237,7 @@ def _memory_layer(config: MoMConfig, layer_type: str, index: int) -> LinearMemor
         "num_slots": config.num_slots,
         "form": config.form,
         "norm_eps": config.norm_eps,
+        "output_gate": config.output_gate,
         **(config.rule_options or {}),
     }
     if layer_type == "memory":

@@ -235,6 +235,7 @@ def published_config(config: MoMConfig) -> tuple[Format, dict[str, Any], list[st
         f"the layers differ ({', '.join(sorted(kinds))})": kinds not in ({"mom"}, {"memory"}),
         f"memories take a share of {config.capacity} of the tokens": config.capacity is not None
         and config.capacity < 1,
+        "the memories have no output gate": not config.output_gate,
         "it has no convolution (conv_size 0)": config.conv_size == 0 and not single,
     }
     value_dim = config.value_dim or config.head_dim

@@ -54,6 +54,7 @@ class MoMOptions(Section):
     balance_weight: Annotated[float, Field(ge=0)] = 0.01
     rule_options: dict[str, int | float | str] | None = None
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    output_gate: bool = True
     form: str = "auto"
     dispatch: str = "auto"
     blocks_path: str | None = None
