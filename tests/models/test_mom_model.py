@@ -318,6 +318,7 @@ def test_a_few_steps_of_training_lower_the_loss():
         {"value_dim": 4}, {"layer_types": ["mom", "memory", "mom"]}, {"layer_types": ["mom", "full_attention", "mom"]},
         {"layer_types": ["mom", "sliding_attention", "mom"], "sliding_window": 4}, {"conv_size": 2}, {"conv_size": 0},
         {"single_kv_proj": True}, {"capacity": 0.3}, {"norm_eps": 0.1},
+        {"output_gate": False},
     ],
     ids=str,
 )  # fmt: skip
