@@ -118,9 +118,9 @@ class ModelInfo:
     role: str
     num_parameters: int
     num_memory_parameters: int = 0
-    num_active_parameters: int | None = None
     weights: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    num_active_parameters: int | None = None
 
 
 @dataclass(frozen=True)

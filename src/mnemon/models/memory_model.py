@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
 
 from mnemon.errors import ConfigError, ShapeError, StateError
+from mnemon.layers.memory_bank import MemoryBank
+from mnemon.layers.memory_layer import MemoryLayer
 from mnemon.models.composite_config import CompositeConfig
 from mnemon.models.graft import Block
 from mnemon.models.segmented_decoder import SegmentedDecoder
@@ -231,6 +234,14 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
         if not any(parameter.requires_grad for parameter in self.base.parameters()):
             self.base.eval()
         return self
+
+
+def initialise(memory: MemoryBank | MemoryLayer) -> None:
+    """Give the parameters of a memory that were not loaded their initial values; draw nothing if all were."""
+    if all(getattr(parameter, "_is_hf_initialized", False) for parameter in memory.parameters()):
+        return
+    for parameter, value in memory.initial_values():
+        init.copy_(parameter, value)
 
 
 def new_base(config: CompositeConfig) -> PreTrainedModel:

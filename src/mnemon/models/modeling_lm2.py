@@ -27,7 +27,7 @@ from mnemon.models.adapter import load_adapter, save_adapter
 from mnemon.models.base_model import BaseReference, as_base, describe, freeze
 from mnemon.models.configuration_lm2 import LM2Config
 from mnemon.models.graft import memory_blocks
-from mnemon.models.memory_model import MemoryModel, new_base
+from mnemon.models.memory_model import MemoryModel, initialise, new_base
 from mnemon.models.memory_segments import MemorySegments
 from mnemon.models.modeling_mom import MoMForCausalLM
 from mnemon.models.segmented_decoder import SegmentedDecoder
@@ -74,8 +74,7 @@ class LM2ForCausalLM(MemoryModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, MemoryBank):
-            for parameter, value in module.initial_values():
-                init.copy_(parameter, value)
+            initialise(module)
         elif isinstance(module, LM2ForCausalLM):
             init.copy_(module.initial_memory, initial_bank(self.config.num_slots, _slot_dim(self.config)))
         elif not isinstance(module, BankProjection):

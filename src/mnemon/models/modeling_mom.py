@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mnemon.errors import ConfigError, StateError
@@ -23,7 +22,7 @@ from mnemon.layers.routing import Balance, RoutingStatistics, balance_loss, load
 from mnemon.models.configuration_mom import MoMConfig
 from mnemon.models.graft import Block, Graft, find_graft
 from mnemon.models.memory_mixer import MemoryMixer
-from mnemon.models.memory_model import MemoryModel, new_base
+from mnemon.models.memory_model import MemoryModel, initialise, new_base
 from mnemon.models.parameters import active_parameters
 from mnemon.models.segmented_decoder import SegmentedDecoder
 from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, plan_calls
@@ -73,8 +72,7 @@ class MoMForCausalLM(MemoryModel):
         # The decoder's own rules have been applied to the memories' weights before; theirs replace them.
         if module is self:
             for layer in self.memory_layers:
-                for parameter, value in layer.initial_values():
-                    init.copy_(parameter, value)
+                initialise(layer)
         else:
             super()._init_weights(module)
 
