@@ -4,16 +4,20 @@ Results go to standard output, progress to standard error.
 """
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from mnemon.evaluation.comparison import Comparison
     from mnemon.evaluation.diagnostics import MemoryReport
     from mnemon.evaluation.suite import SuiteProgress
+    from mnemon.evaluation.tables import Grid
+
+_BOLD = re.compile(r"\*\*.+\*\*")
 
 REAL_DATA = "MNEMON_REAL_DATA"
 """Environment variable with the folder of the real data; where it is set, commands are recorded with the variable."""
@@ -91,6 +95,26 @@ def print_comparison(comparison: "Comparison") -> None:
     console = Console()
     console.print(rich_table(comparison))
     for note in comparison.notes():
+        console.print(note, style="dim", markup=False)
+
+
+def print_grid(grid: "Grid", title: str, note: str = "") -> None:
+    """Print a table of texts; two stars around a text mean bold."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
+    for number, name in enumerate(grid.head):
+        is_name = number < grid.num_names
+        justify: Literal["left", "right"] = "left" if is_name else "right"
+        table.add_column(name.replace("[", "\\["), justify=justify, no_wrap=not is_name)
+    for line in grid.lines:
+        texts = (text.replace("[", "\\[") for text in line)
+        table.add_row(*(f"[bold]{text[2:-2]}[/]" if _BOLD.fullmatch(text) else text for text in texts))
+    console = Console()
+    console.print(table)
+    if note:
         console.print(note, style="dim", markup=False)
 
 

@@ -95,6 +95,9 @@ def html_report(run: "EvaluationRun", comparison: Comparison, plots: Sequence[Pl
         note += "with 95 % bootstrap intervals; Holm's correction over all lines of this table; bold: below 0.05."
         tests = f'<p class="soft">{note}</p>' + _grid(tables.test_grid(comparison))
         sections.append(_section("Paired tests", tests))
+    if tables.has_retrieval(comparison):
+        found = f'<p class="soft">{escape(tables.RETRIEVAL_NOTE)}</p>' + _grid(tables.retrieval_grid(comparison))
+        sections.append(_section("What the retriever found", found))
     if run.diagnostics:
         memory = _grid(memory_grid(run.diagnostics)) + _list(memory_notes())
         sections.append(_section("What the memories do", memory))

@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 
 from mnemon.evaluation.comparison import SIGNIFICANCE, Comparison, PairwiseTest
-from mnemon.evaluation.results import EvaluationSettings, Rule
-from mnemon.metrics.intervals import Interval
+from mnemon.evaluation.results import EvaluationSettings, RetrievalCounts, Rule
+from mnemon.metrics.intervals import Interval, wilson_interval
 
 NAME_COLUMNS = 2
 RULE_NAMES: dict[Rule, str] = {"exact": "exact words", "official": "the benchmark's substring rule"}
@@ -23,16 +23,18 @@ class Grid:
     """A table as text, for Markdown and HTML alike; two stars around a text mean bold.
 
     Attributes:
-        head: column names; the first two columns are names, the others numbers.
+        head: column names.
         lines: one tuple of texts per line.
+        num_names: so many columns at the left are names; the others are numbers.
     """
 
     head: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
+    num_names: int = NAME_COLUMNS
 
     def markdown(self) -> str:
         """Write the table as Markdown, numbers aligned to the right."""
-        rule = ["---" if index < NAME_COLUMNS else "---:" for index in range(len(self.head))]
+        rule = ["---" if index < self.num_names else "---:" for index in range(len(self.head))]
         rows = [self.head, rule, *([text.replace("|", "\\|") for text in line] for line in self.lines)]
         return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -140,6 +142,33 @@ def test_grid(comparison: Comparison) -> Grid:
     return Grid(head, tuple(_test_line(test) for test in comparison.tests if test.task is None))
 
 
+RETRIEVAL_NOTE = (
+    "What the retriever found: tokens of a text that were read, and recall, the mean share of a question's supporting "
+    "facts that stand whole in them, with its 95 % Wilson interval over questions."
+)
+
+
+def has_retrieval(comparison: Comparison) -> bool:
+    """Tell whether some model read only what a retriever found."""
+    return any(result.model.retrieval for result in comparison.results)
+
+
+def retrieval_grid(comparison: Comparison) -> Grid:
+    """Arrange what was retrieved: one line per length and model, recall by task and over all."""
+    settings, lines = comparison.settings, []
+    for length in settings.lengths:
+        for result in (result for result in comparison.results if result.model.retrieval):
+            cells = [result.cell(task, length) for task in settings.tasks]
+            counts = [cell.retrieval for cell in cells if cell.retrieval is not None]
+            asked = sum(len(cell.predictions) for cell in cells)
+            recalls = [_recall_text([cell.retrieval]) for cell in cells]
+            read = f"{sum(count.text_tokens for count in counts) / asked:,.0f}"
+            seconds = f"{sum(count.seconds for count in counts) / asked:.3f}"
+            lines.append((length, result.label, *recalls, _recall_text(counts, interval=True), read, seconds))
+    last = ("recall [95 %]", "tokens read", "seconds per text")
+    return Grid(("length", "model", *settings.tasks, *last), tuple(lines))
+
+
 def rules_grid(comparison: Comparison) -> Grid:
     """Arrange mean accuracies by both scoring rules side by side, since published numbers use the official one."""
     rules: tuple[Rule, Rule] = ("exact", "official")
@@ -191,6 +220,15 @@ def caption(comparison: Comparison) -> str:
 def p_text(p_value: float) -> str:
     """Write a p value with as many digits as it deserves."""
     return "< 0.0001" if p_value < 0.0001 else f"{p_value:.4f}" if p_value < 0.01 else f"{p_value:.2f}"
+
+
+def _recall_text(counts: Sequence[RetrievalCounts | None], *, interval: bool = False) -> str:
+    known = [(count.recall, count.num_known) for count in counts if count is not None and count.recall is not None]
+    total = sum(number for _, number in known)
+    if not total:
+        return "–"
+    recall = wilson_interval(min(total, sum(share * number for share, number in known if share)), total)
+    return TableCell(recall).text(interval=interval)
 
 
 def _test_line(test: PairwiseTest) -> tuple[str, ...]:
