@@ -41,8 +41,10 @@ TASK_NAMES: dict[str, str] = {
 }
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), "--", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# As many markers, lines and colours as have no common factor: 280 models before two look alike.
+_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_LEGEND_CHARACTERS = 105
 _INK, _SOFT, _GRID = "#222222", "#666666", "#dddddd"
 
 _STYLE: Any = {
@@ -258,7 +260,7 @@ def _legend(figure: Any, axes: Any, title: str) -> None:
         title=title,
         title_fontproperties={"size": 12, "weight": "bold"},
         loc="outside upper center",
-        ncols=min(len(labels), 4),
+        ncols=max(1, min(len(labels), 4, int(_LEGEND_CHARACTERS // (8 + max(map(len, labels)))))),
         frameon=False,
         fontsize=9,
         handlelength=4,

@@ -136,7 +136,8 @@ def _headlines(comparison: Comparison) -> list[str]:
 
 def _accuracy_table(comparison: Comparison) -> str:
     head = _cells("th", [tables.length_head(comparison), "model", *comparison.settings.tasks, "mean"])
-    lines, previous = [], None
+    lines: list[str] = []
+    previous: str | None = ""
     for row in tables.table_rows(comparison):
         shown = tables.length_text(comparison, row.length) if row.length != previous else ""
         cells = [f"<td>{escape(shown)}</td><td>{escape(row.label)}</td>"]
@@ -235,13 +236,16 @@ def _grid(grid: Grid) -> str:
     rows = []
     for line in grid.lines:
         texts = [re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text)) for text in line]
-        rows.append(f"<tr>{_cells('td', texts, raw=True)}</tr>")
-    return f'<div class="wide"><table><tr>{_cells("th", grid.head)}</tr>{"".join(rows)}</table></div>'
+        rows.append(f"<tr>{_cells('td', texts, raw=True, num_names=grid.num_names)}</tr>")
+    head = _cells("th", grid.head, num_names=grid.num_names)
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _cells(kind: str, texts: Sequence[str], *, numbers: bool = True, raw: bool = False) -> str:
+def _cells(
+    kind: str, texts: Sequence[str], *, numbers: bool = True, raw: bool = False, num_names: int = NAME_COLUMNS
+) -> str:
     parts = []
     for index, text in enumerate(texts):
-        style = ' class="number"' if numbers and index >= NAME_COLUMNS else ""
+        style = ' class="number"' if numbers and index >= num_names else ""
         parts.append(f"<{kind}{style}>{text if raw else escape(text)}</{kind}>")
     return "".join(parts)

@@ -12,9 +12,11 @@ from rich.table import Table
 
 from mnemon.evaluation.comparison import SIGNIFICANCE, Comparison, PairwiseTest
 from mnemon.evaluation.results import EvaluationSettings, RetrievalCounts, Rule
+from mnemon.evaluation.statistics import CORRECTIONS
 from mnemon.metrics.intervals import Interval, wilson_interval
 
 NAME_COLUMNS = 2
+ALL_LENGTHS = "all"
 RULE_NAMES: dict[Rule, str] = {"exact": "exact words", "official": "the benchmark's substring rule"}
 
 
@@ -46,10 +48,12 @@ class TableCell:
     accuracy: Interval
     best: bool = False
     significant: bool = False
+    spread: float | None = None
 
     def text(self, *, interval: bool = True) -> str:
-        """Write "93 [86-97]", in percent, with a star if significantly best."""
-        star = "★" if self.significant else ""
+        """Write "93 [86-97]", in percent, with a star if significantly best; "93±2 [86-97]" over training seeds."""
+        star = "" if self.spread is None else f"±{100 * self.spread:.0f}"
+        star += "★" if self.significant else ""
         low, mean, high = (
             f"{100 * value:.0f}" for value in (self.accuracy.low, self.accuracy.mean, self.accuracy.high)
         )
@@ -60,7 +64,7 @@ class TableCell:
 class TableRow:
     """One model at one length: its cells per task, the mean over all tasks last."""
 
-    length: str
+    length: str | None
     label: str
     cells: tuple[TableCell, ...]
 
@@ -69,15 +73,16 @@ def table_rows(comparison: Comparison) -> list[TableRow]:
     """Arrange a comparison as rows, lengths outermost, the mean over the tasks as last column."""
     columns: list[str | None] = [*comparison.settings.tasks, None]
     rows = []
-    for length in comparison.settings.lengths:
+    for length in comparison.lengths:
         best = {task: comparison.best(length, task) for task in columns}
+        stars = {task: comparison.stars(length, task) for task in columns}
         for label in comparison.labels:
             cells = []
             for task in columns:
                 leader = best[task]
                 leads = leader is not None and leader.label == label
-                star = leader is not None and leads and leader.significant
-                cells.append(TableCell(comparison.accuracy(label, length, task), leads, star))
+                spread = comparison.spread(label, length, task)
+                cells.append(TableCell(comparison.accuracy(label, length, task), leads, label in stars[task], spread))
             rows.append(TableRow(length, label, tuple(cells)))
     return rows
 
@@ -97,9 +102,9 @@ def rich_table(comparison: Comparison) -> Table:
     for task in comparison.settings.tasks:
         table.add_column(task, justify="right")
     table.add_column("mean [95 %]", justify="right", no_wrap=True)
-    previous = None
+    previous: str | None = ""
     for row in table_rows(comparison):
-        if previous is not None and row.length != previous:
+        if previous != "" and row.length != previous:
             table.add_section()
         texts = [cell.text(interval=index == len(row.cells) - 1) for index, cell in enumerate(row.cells)]
         styled = [
@@ -120,7 +125,7 @@ def accuracy_grid(comparison: Comparison) -> Grid:
 
 
 def model_grid(comparison: Comparison) -> Grid:
-    """Arrange one line per model: role, parameters, share of the memory, training, speed."""
+    """Arrange one line per model and training seed: role, parameters, share of the memory, training, speed."""
     lines = []
     for result in comparison.results:
         info = result.model
@@ -138,7 +143,8 @@ def model_grid(comparison: Comparison) -> Grid:
 
 def test_grid(comparison: Comparison) -> Grid:
     """Arrange the paired tests over all tasks together, one line per length and pair of models."""
-    head = ("length", "models", "difference (points)", "only first right", "only second right", "p", "p (Holm)")
+    corrected = f"p ({CORRECTIONS[comparison.correction]})"
+    head = ("length", "models", "difference (points)", "only first right", "only second right", "p", corrected)
     return Grid(head, tuple(_test_line(test) for test in comparison.tests if test.task is None))
 
 
@@ -193,9 +199,11 @@ def length_head(comparison: Comparison) -> str:
     return "length (samples)" if comparison.settings.samples_at else "length"
 
 
-def length_text(comparison: Comparison, length: str) -> str:
+def length_text(comparison: Comparison, length: str | None) -> str:
     """Write a length, with its samples per task in brackets where they are not the same for all lengths."""
     settings = comparison.settings
+    if length is None:
+        return ALL_LENGTHS
     return f"{length} ({settings.samples_for(length)})" if settings.samples_at else length
 
 
@@ -210,9 +218,19 @@ def caption(comparison: Comparison) -> str:
     per_cell = {len(cell.predictions) for cell in comparison.results[0].cells}
     counts = "–".join(str(n) for n in sorted({min(per_cell), max(per_cell)}))
     where = " (in brackets)" if comparison.settings.samples_at else ""
+    several = any(comparison.num_seeds(label) > 1 for label in comparison.labels)
     text = f"{counts} samples per task and length{where}, the same for every model; 95 % Wilson intervals."
+    if several:
+        seeds = ", ".join(f"{label} {comparison.num_seeds(label)}" for label in comparison.labels)
+        text += (
+            f" Training seeds: {seeds}; ± is the standard deviation over seeds; an interval of several seeds covers "
+            "the choice of seeds and samples (crossed bootstrap)."
+        )
     if len(comparison.labels) > 1:
-        text += f" Bold: best. ★: better than every other model (McNemar, Holm-corrected p < {SIGNIFICANCE})."
+        method = "McNemar, with several seeds crossed bootstrap" if several else "McNemar"
+        rival = "every other model" if comparison.baseline is None else f"the baseline {comparison.baseline}"
+        correction = CORRECTIONS[comparison.correction]
+        text += f" Bold: best. ★: better than {rival} ({method}, {correction}-corrected p < {SIGNIFICANCE})."
     level = comparison.majority_level()
     return text if level is None else f"{text} Always the most frequent answer: {100 * level:.0f} % on average."
 
@@ -236,11 +254,11 @@ def _test_line(test: PairwiseTest) -> tuple[str, ...]:
     low, mean, high = (f"{100 * value:+.1f}" for value in (change.low, change.mean, change.high))
     corrected = p_text(test.corrected_p)
     return (
-        test.length,
+        test.length or ALL_LENGTHS,
         f"{test.first} − {test.second}",
         f"{mean} [{low}, {high}]",
-        str(test.result.only_first),
-        str(test.result.only_second),
+        _count(test.result.only_first),
+        _count(test.result.only_second),
         p_text(test.result.p_value),
         _strong(corrected) if test.corrected_p < SIGNIFICANCE else corrected,
     )
