@@ -108,11 +108,15 @@ def print_grid(grid: "Grid", title: str, note: str = "") -> None:
     for number, name in enumerate(grid.head):
         is_name = number < grid.num_names
         justify: Literal["left", "right"] = "left" if is_name else "right"
-        table.add_column(name.replace("[", "\\["), justify=justify, no_wrap=not is_name)
-    for line in grid.lines:
+        table.add_column(name.replace("[", "\\["), justify=justify, no_wrap=not is_name, overflow="fold")
+    for starts_group, line in grid.grouped():
+        if starts_group:
+            table.add_section()
         texts = (text.replace("[", "\\[") for text in line)
         table.add_row(*(f"[bold]{text[2:-2]}[/]" if _BOLD.fullmatch(text) else text for text in texts))
     console = Console()
+    if not console.is_terminal:  # a file has room for every column
+        console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
     if note:
         console.print(note, style="dim", markup=False)

@@ -4,6 +4,7 @@ The same rows go to the terminal (rich) and to Markdown. Bold is the best model 
 every other model there by the Holm-corrected paired test.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,19 @@ class Grid:
     head: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     num_names: int = NAME_COLUMNS
+
+    def grouped(self) -> list[tuple[bool, tuple[str, ...]]]:
+        """Give every line, its first name left out where the line before has it, and whether a rule goes before it.
+
+        There are groups where two columns are names and a first name is repeated.
+        """
+        firsts = [line[0] for line in self.lines]
+        has_groups = self.num_names > 1 and any(left == right for left, right in itertools.pairwise(firsts))
+        lines = []
+        for index, line in enumerate(self.lines):
+            repeats = has_groups and index > 0 and line[0] == firsts[index - 1]
+            lines.append((has_groups and index > 0 and not repeats, ("", *line[1:]) if repeats else line))
+        return lines
 
     def markdown(self) -> str:
         """Write the table as Markdown, numbers aligned to the right."""
@@ -119,7 +133,7 @@ def accuracy_grid(comparison: Comparison) -> Grid:
     """Arrange the accuracy table, every number with its interval."""
     lines = []
     for row in table_rows(comparison):
-        texts = [_strong(cell.text()) if cell.best else cell.text() for cell in row.cells]
+        texts = [strong(cell.text()) if cell.best else cell.text() for cell in row.cells]
         lines.append((length_text(comparison, row.length), row.label, *texts))
     return Grid((length_head(comparison), "model", *comparison.settings.tasks, "mean"), tuple(lines))
 
@@ -260,11 +274,12 @@ def _test_line(test: PairwiseTest) -> tuple[str, ...]:
         _count(test.result.only_first),
         _count(test.result.only_second),
         p_text(test.result.p_value),
-        _strong(corrected) if test.corrected_p < SIGNIFICANCE else corrected,
+        strong(corrected) if test.corrected_p < SIGNIFICANCE else corrected,
     )
 
 
-def _strong(text: str) -> str:
+def strong(text: str) -> str:
+    """Mark a text of a grid as bold."""
     return f"**{text}**"
 
 
