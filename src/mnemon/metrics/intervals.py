@@ -94,7 +94,7 @@ def crossed_bootstrap(
         sqrt(s²_samples / N + s²_seeds / S) t(df),   df by Satterthwaite,
 
     where s² are the variances of the means over the other factor. Measured coverage of 95 % intervals of accuracies
-    (50 and 200 samples, seeds that differ not at all or by 10 points): 94 to 98 % with five seeds, 92 to 99 % with
+    (50 and 200 samples, seeds that differ not at all or by 10 points): 95 to 98 % with five seeds, 92 to 99 % with
     three, 87 to 98 % with two.
 
     Args:
