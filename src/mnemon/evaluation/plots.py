@@ -41,10 +41,12 @@ TASK_NAMES: dict[str, str] = {
 }
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 # As many markers, lines and colours as have no common factor: 280 models before two look alike.
 _LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-_LEGEND_CHARACTERS = 105
+_LEGEND_CHARACTERS = 15.5  # per inch, at the legend's size of type
+_HANDLE_CHARACTERS = 13.7
+_MOST_AREAS = 4  # beyond that shaded areas hide each other
 _INK, _SOFT, GRID_COLOUR = "#222222", "#666666", "#dddddd"
 
 STYLE: Any = {
@@ -103,7 +105,8 @@ def plot_accuracy_over_length(comparison: Comparison) -> Plot:
         axes.set_ylabel("accuracy, %")
         figure.supxlabel(guess, fontsize=8.5, color=_SOFT)
         tasks = comparison.settings.tasks
-        name = "mean over " + ", ".join(tasks) if len(tasks) > 1 else f"{tasks[0]}"
+        listed = ", ".join(tasks) if len(tasks) <= 5 else f"{len(tasks)} tasks"
+        name = f"mean over {listed}" if len(tasks) > 1 else tasks[0]
         add_legend(figure, axes, f"BABILong accuracy over length, {name}")
         return finish(figure, "accuracy_over_length", "Accuracy over context length")
 
@@ -163,9 +166,10 @@ def _draw_lines(axes: Any, comparison: Comparison, task: str | None, *, small: b
         low = np.array([100 * interval.low for interval in intervals])
         high = np.array([100 * interval.high for interval in intervals])
         # Side by side within a category, so that the bars of equal models stay apart.
-        place = np.arange(len(lengths)) + (index - (len(labels) - 1) / 2) * 0.07
+        place = np.arange(len(lengths)) + (index - (len(labels) - 1) / 2) * min(0.07, 0.4 / len(labels))
         style = series_style(index)
-        axes.fill_between(place, low, high, color=style["color"], alpha=0.08, linewidth=0)
+        if len(labels) <= _MOST_AREAS:
+            axes.fill_between(place, low, high, color=style["color"], alpha=0.08, linewidth=0)
         axes.errorbar(
             place,
             mean,
@@ -209,7 +213,8 @@ def _draw_radar(figure: Any, comparison: Comparison, groups: dict[str, tuple[str
         values.append(values[0])
         style = series_style(index)
         axes.plot(closed, values, label=label, linewidth=2, markersize=6, zorder=10 - index, **style)
-        axes.fill(closed, values, color=style["color"], alpha=0.07)
+        if len(comparison.labels) <= _MOST_AREAS:
+            axes.fill(closed, values, color=style["color"], alpha=0.07)
     axes.set_xticks(angles, [f"{name}\n({', '.join(tasks)})" for name, tasks in groups.items()])
     axes.tick_params(axis="x", pad=20, labelsize=9.5)
     axes.set_ylim(0, 100)
@@ -260,11 +265,20 @@ def add_legend(figure: Any, axes: Any, title: str) -> None:
         title=title,
         title_fontproperties={"size": 12, "weight": "bold"},
         loc="outside upper center",
-        ncols=max(1, min(len(labels), 4, int(_LEGEND_CHARACTERS // (8 + max(map(len, labels)))))),
+        ncols=_legend_columns(labels, figure.get_figwidth()),
         frameon=False,
         fontsize=9,
         handlelength=4,
     )
+
+
+def _legend_columns(labels: Sequence[str], inches: float) -> int:
+    """Give the most columns, at most four, whose entries fit beside each other."""
+    for count in (4, 3, 2):
+        columns = np.array_split(np.array([len(label) for label in labels]), min(count, len(labels)))
+        if sum(_HANDLE_CHARACTERS + column.max() for column in columns) <= _LEGEND_CHARACTERS * inches:
+            return len(columns)
+    return 1
 
 
 def series_style(index: int) -> dict[str, Any]:
