@@ -13,14 +13,26 @@ from torch.autograd.function import once_differentiable
 
 def to_chunks(x: Tensor, chunk_size: int) -> Tensor:
     """Cut [B, T, H, ...] into chunks [B, H, N, C, ...]; T is a multiple of `chunk_size`."""
+    return view_chunks(x, chunk_size).contiguous()
+
+
+def view_chunks(x: Tensor, chunk_size: int) -> Tensor:
+    """View [B, T, H, ...] as chunks [B, H, N, C, ...]; T is a multiple of `chunk_size`."""
     batch, tokens, heads = x.shape[:3]
-    parts = x.reshape(batch, tokens // chunk_size, chunk_size, heads, *x.shape[3:])
-    return parts.movedim(3, 1).contiguous()
+    return x.reshape(batch, tokens // chunk_size, chunk_size, heads, *x.shape[3:]).movedim(3, 1)
 
 
 def from_chunks(x: Tensor) -> Tensor:
     """View chunks [B, H, N, C, ...] as [B, T, H, ...]."""
     return x.flatten(2, 3).movedim(1, 2)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return A B, [..., M, N], for A [..., M, L] and B [..., L, N]; written out where A has one or two columns."""
+    if a.shape[-1] > 2:
+        return a @ b
+    x = a[..., :1] * b[..., :1, :]
+    return x if a.shape[-1] == 1 else x.addcmul_(a[..., 1:], b[..., 1:, :])
 
 
 def add_product(x: Tensor, a: Tensor, b: Tensor) -> None:
@@ -87,7 +99,9 @@ def decay_between(g: Tensor) -> Tensor:
     return sums.exp().tril()
 
 
-def chunk_states(added: Tensor, total: Tensor | None, state: Tensor, *, backwards: bool = False) -> Tensor:
+def chunk_states(
+    added: Tensor, total: Tensor | None, state: Tensor, *, backwards: bool = False
+) -> tuple[Tensor, Tensor]:
     """Compute S_{n+1} = total_n * S_n + D_n over chunks; made for gradients written by hand, it has none itself.
 
     Args:
@@ -97,19 +111,14 @@ def chunk_states(added: Tensor, total: Tensor | None, state: Tensor, *, backward
         backwards: run from the last chunk to the first, S_n = total_n * S_{n+1} + D_n, from S_N = `state`.
 
     Returns:
-        S_0 to S_N, [B, H, N + 1, K, V].
+        The state that every chunk meets, S_n or backwards S_{n+1}, [B, H, N, K, V]; and the one after all chunks, S_N
+        or backwards S_0, [B, H, K, V].
     """
-    count = added.shape[2]
-    states = added.new_empty(*added.shape[:2], count + 1, *added.shape[3:])
-    order = range(count - 1, -1, -1) if backwards else range(count)
-    states[:, :, count if backwards else 0] = state
-    for n in order:
-        source, target = (n + 1, n) if backwards else (n, n + 1)
-        if total is None:
-            torch.add(added[:, :, n], states[:, :, source], out=states[:, :, target])
-        else:
-            torch.addcmul(added[:, :, n], states[:, :, source], total[:, :, n], out=states[:, :, target])
-    return states
+    met, order = torch.empty_like(added), range(added.shape[2])
+    for n in reversed(order) if backwards else order:
+        met[:, :, n] = state
+        state = added[:, :, n] + state if total is None else torch.addcmul(added[:, :, n], state, total[:, :, n])
+    return met, state
 
 
 class _AffineScan(torch.autograd.Function):
