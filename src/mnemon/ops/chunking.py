@@ -4,11 +4,8 @@ Layout: `[B, H, N, C, ...]`, N chunks of C tokens; a chunk is a matrix, and the 
 Only decays between 0 and 1 ever occur: every exponent is a difference that is at most 0.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def to_chunks(x: Tensor, chunk_size: int) -> Tensor:
@@ -121,76 +118,7 @@ def chunk_states(
     return met, state
 
 
-class _AffineScan(torch.autograd.Function):
-    """S_{n+1} = P_n S_n + D_n with one matrix product per step in both directions."""
-
-    @staticmethod
-    def forward(ctx: Any, transition: Tensor, added: Tensor, start: Tensor) -> Tensor:
-        states = start.new_empty(added.shape[0] + 1, *start.shape)
-        states[0] = start
-        for n in range(added.shape[0]):
-            torch.baddbmm(added[n], transition[n], states[n], out=states[n + 1])
-        ctx.save_for_backward(transition, states)
-        return states
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        transition, states = ctx.saved_tensors
-        grad = grad_states.clone()
-        for n in range(transition.shape[0] - 1, -1, -1):
-            grad[n].baddbmm_(transition[n].mT, grad[n + 1])
-        return grad[1:] @ states[:-1].mT, grad[1:], grad[0]
-
-
-def affine_scan(transition: Tensor, added: Tensor, start: Tensor) -> Tensor:
-    """Compute S_{n+1} = P_n S_n + D_n for a batch of matrices.
-
-    Args:
-        transition: P, [N, Q, K, K].
-        added: D, [N, Q, K, V].
-        start: S_0, [Q, K, V].
-
-    Returns:
-        All states, S_0 to S_N, [N + 1, Q, K, V].
-    """
-    states: Tensor = _AffineScan.apply(transition, added, start)
-    return states
-
-
 def unit_lower_inverse(lower: Tensor) -> Tensor:
     """Invert I + A for strictly lower triangular A [..., C, C]; entries on and above the diagonal are ignored."""
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
     return torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
-
-
-class _UnitLowerSolve(torch.autograd.Function):
-    """X = (I + A)^-1 R; the inverse serves both directions."""
-
-    @staticmethod
-    def forward(ctx: Any, lower: Tensor, right: Tensor) -> Tensor:
-        inverse = unit_lower_inverse(lower)
-        solution = inverse @ right
-        ctx.save_for_backward(inverse, solution)
-        return solution
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        inverse, solution = ctx.saved_tensors
-        grad_right = inverse.mT @ grad
-        return -(grad_right @ solution.mT).tril(-1), grad_right
-
-
-def solve_unit_lower(lower: Tensor, right: Tensor) -> Tensor:
-    """Solve (I + A) X = R.
-
-    Args:
-        lower: strictly lower triangular A, [..., C, C]; entries on and above the diagonal are ignored.
-        right: R, [..., C, D].
-
-    Returns:
-        X, [..., C, D].
-    """
-    solution: Tensor = _UnitLowerSolve.apply(lower, right)
-    return solution
