@@ -8,8 +8,8 @@ Inside a chunk, u depends on earlier u through a unit lower triangular system (t
 affine in the chunk's first state: X = U - W S. Everything but a short recurrence over chunk states is computed for all
 chunks at once.
 
-The gradient is written by hand. It keeps one matrix per chunk, the inverse of the system, and computes everything else
-again, the states too: on a CPU, touching fresh memory costs more than these products.
+The gradient is written by hand. It keeps two matrices per chunk, the inverse of the system and the first state, and
+computes everything else again: on a CPU, touching fresh memory costs more than these products.
 
 Layout: chunk-major, `[N, Q, C, ...]`, N chunks, Q = B H rows, so that the chunks of one time stand together.
 
@@ -82,23 +82,31 @@ class _DeltaChunks(torch.autograd.Function):
         d = _decay(qc, kc, None if g is None else _to_chunks(g, chunk_size), for_gradient=False).pieces
         inverse = unit_lower_inverse(bc * d.kk)
         u, w = _solve(inverse, bc, vc, d.k_start)
-        x, states = _recur(u, w, d, state)
+        x = u  # becomes X chunk by chunk
+        states = state.new_empty(x.shape[0] + 1, x.shape[1], *state.shape[2:])
+        states[0] = state.flatten(0, 1)
+        before, *afters = states.unbind()
+        totals = [None] * len(x) if d.total is None else d.total.unbind()
+        for x_n, w_n, k_n, total_n, after in zip(x, w, d.k_end.mT, totals, afters, strict=True):
+            x_n.baddbmm_(w_n, before, alpha=-1)
+            torch.mul(before, 1.0 if total_n is None else total_n, out=after)
+            before = after.baddbmm_(k_n, x_n)
         output = d.q_start @ states[:-1]
         add_product(output, d.qk, x)
-        ctx.save_for_backward(q, k, v, beta, g, state, inverse)
+        ctx.save_for_backward(q, k, v, beta, g, inverse, states)
         return _from_chunks(output, v.shape), states[-1].reshape(state.shape).clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, beta, g, state, inverse = ctx.saved_tensors
+        q, k, v, beta, g, inverse, states = ctx.saved_tensors
         chunk_size = inverse.shape[-1]
         qc, kc, vc, bc, grad = (_to_chunks(x, chunk_size) for x in (q, k, v, beta[..., None], grad_output))
         decay = _decay(qc, kc, None if g is None else _to_chunks(g, chunk_size), for_gradient=True)
         d = decay.pieces
         u, w = _solve(inverse, bc, vc, d.k_start)
-        x, states = _recur(u.clone(), w, d, state)
         start = states[:-1]
+        x = _subtract(u.clone(), w, start)
 
         grad_x = d.qk.mT @ grad
         grad_states = torch.empty_like(states)
@@ -154,19 +162,6 @@ def _solve(inverse: Tensor, beta: Tensor, v: Tensor, k_start: Tensor) -> tuple[T
     """Return U and W, the solutions for beta * V and beta * K_start."""
     scaled = inverse * beta.mT
     return scaled @ v, scaled @ k_start
-
-
-def _recur(u: Tensor, w: Tensor, d: _Decayed, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Return X, in place of U, and the states S_0 to S_N [N + 1, Q, K, V], from S_0 [B, H, K, V]."""
-    states = state.new_empty(len(u) + 1, u.shape[1], *state.shape[2:])
-    states[0] = state.flatten(0, 1)
-    before, *afters = states.unbind()
-    totals = [None] * len(u) if d.total is None else d.total.unbind()
-    for x_n, w_n, k_n, total_n, after in zip(u, w, d.k_end.mT, totals, afters, strict=True):
-        x_n.baddbmm_(w_n, before, alpha=-1)
-        torch.mul(before, 1.0 if total_n is None else total_n, out=after)
-        before = after.baddbmm_(k_n, x_n)
-    return u, states
 
 
 def _subtract(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
