@@ -128,7 +128,8 @@ class _SlotChunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, grad_keys: Tensor, grad_values: Tensor) -> tuple[Tensor | None, ...]:
-        c = _Scores(*ctx.saved_tensors, ctx.chunk_size)
+        q, k, v, s, g, keys, values = ctx.saved_tensors
+        c = _Scores(q, k, v, s, g, keys, values, ctx.chunk_size)
         decay, grad = c.decay, to_chunks(grad_output, ctx.chunk_size).flatten(0, 2)
         weights = c.scores.softmax(dim=-1)
 
