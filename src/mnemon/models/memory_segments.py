@@ -51,6 +51,10 @@ class MemorySegments:
         self.diagnostics = diagnostics
         self.initial = initial
 
+    def frame(self, call: SegmentCall, writes: bool) -> SegmentCall:
+        """Return the call as the decoder makes it: it holds nothing but its tokens."""
+        return call
+
     def run(
         self, inputs: Tensor, call: SegmentCall, state: LM2State, slots: np.ndarray, writes: bool
     ) -> tuple[Tensor, LM2State]:
