@@ -3,6 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 
 from mnemon.errors import ConfigError
 from mnemon.models.composite_config import CompositeConfig
@@ -43,6 +44,9 @@ class RMTConfig(CompositeConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        assert isinstance(self.base_config, PreTrainedConfig)  # made so by the common part
+        if self.base_config.model_type == "mom":
+            raise ConfigError("mom has memories in the place of its attention; expected a plain decoder")
         if self.memory not in MEMORIES:
             raise ConfigError(f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
         for name, default in (("key_dim", _KEY_DIM), ("feature_order", _FEATURE_ORDER)):
