@@ -102,7 +102,8 @@ def evaluate(
         typer.Option(help="Prompt: short or official. (default: what the first model was trained for, else official)"),
     ] = None,
     controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Add every LM2 once more with its memory knocked out.")
+        bool,
+        typer.Option("--controls/--no-controls", help="Add every LM2 and RMT once more with its memory knocked out."),
     ] = True,
     diagnostics: Annotated[
         bool, typer.Option("--diagnostics", help="Also show what every memory does: reads, gates, slots, by length.")

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from mnemon.layers.associative_memory import Association, AssociativeMemory
+from mnemon.layers.memory_diagnostics import MemoryDiagnostics
 from mnemon.layers.memory_tokens import MemoryTokens
 from mnemon.models.decoder_state import DecoderState
 from mnemon.models.graft import around_blocks, last_hidden_states
 from mnemon.models.segmented_decoder import SegmentedDecoder
-from mnemon.models.segments import SegmentCall
+from mnemon.models.segments import SegmentCall, complete_rows, where_rows
 from mnemon.models.state import ARMTState, RMTState
 
 
@@ -97,6 +98,7 @@ class _FramedSegments:
         knocked_out: whether every segment finds the memory as the first one does.
         keep_pieces: carry keys and values in pieces (for training).
         recomputes: whether the caller recomputes segments in the backward pass.
+        diagnostics: takes what the memory does, if anybody asks.
     """
 
     in_front: bool
@@ -108,17 +110,23 @@ class _FramedSegments:
         knocked_out: bool = False,
         keep_pieces: bool = False,
         recomputes: bool = False,
+        diagnostics: MemoryDiagnostics | None = None,
     ) -> None:
         self.decoder = decoder
         self.tokens = tokens
         self.knocked_out = knocked_out
         self.keep_pieces = keep_pieces
         self.recomputes = recomputes
+        self.diagnostics = diagnostics
 
     def frame(self, call: SegmentCall, writes: bool) -> FramedCall:
         """Return the call as the decoder makes it."""
         frame = Frame(self.decoder.segment_length, len(self.tokens.weight), self.in_front)
         return frame.around(call, writes and not self.knocked_out)
+
+    def _note_change(self, block: int | None, old: Tensor, new: Tensor, complete: Tensor | None) -> None:
+        if self.diagnostics is not None:
+            self.diagnostics.add_change(block, old, new, complete)
 
     def _run(
         self, inputs: Tensor, memory: Tensor, call: FramedCall, state: DecoderState, slots: np.ndarray
@@ -174,12 +182,13 @@ class TokenSegments(_FramedSegments):
         """
         with last_hidden_states(self.decoder.base) as hidden:
             logits, decoder = self._run(inputs, state.memory, call, state.decoder, slots)
-        memory = state.memory
-        if call.writes:
-            memory = where_complete(call, self._written(hidden[-1], call).to(memory.dtype), memory)
-        elif self.knocked_out and call.completes.any():
-            memory = where_complete(call, self.tokens.rows(state.batch_size).to(memory), memory)
-        return logits, replace(state, decoder=decoder, memory=memory)
+        state = replace(state, decoder=decoder)
+        if not (call.writes or self.knocked_out) or not call.completes.any():
+            return logits, state
+        new = self._written(hidden[-1], call) if call.writes else self.tokens.rows(state.batch_size)
+        new, complete = new.to(state.memory.dtype), complete_rows(call, new.device)
+        self._note_change(None, state.memory, new, complete)
+        return logits, replace(state, memory=where_rows(complete, new, state.memory))
 
 
 class AssociativeSegments(_FramedSegments):
@@ -222,17 +231,11 @@ class AssociativeSegments(_FramedSegments):
         return around_blocks(self.decoder.blocks, read, note if call.writes else None)
 
     def _updated(self, call: FramedCall, state: ARMTState, written: list[Tensor]) -> Iterator[Association]:
-        for memory, tokens, held in zip(self.memories, written, state.associations, strict=True):
-            new = memory.write(tokens, held)
-            yield Association(*(where_complete(call, after, before) for after, before in zip(new, held, strict=True)))
-
-
-def where_complete(call: SegmentCall, new: Tensor, old: Tensor) -> Tensor:
-    """Choose the rows of `new` whose segment is complete."""
-    if call.completes.all():
-        return new
-    complete = torch.from_numpy(call.completes).to(new.device)
-    return torch.where(complete.view(-1, *[1] * (new.ndim - 1)), new, old)
+        complete = complete_rows(call, written[0].device)
+        for index, (held, tokens) in enumerate(zip(state.associations, written, strict=True)):
+            new = self.memories[index].write(tokens, held)
+            self._note_change(index, held.matrix, new.matrix, complete)
+            yield Association(*(where_rows(complete, after, before) for after, before in zip(new, held, strict=True)))
 
 
 def _pick(tensor: Tensor, columns: np.ndarray) -> Tensor:

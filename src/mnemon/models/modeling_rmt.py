@@ -6,6 +6,7 @@ The decoder is called once per segment, on the segment's embeddings and memory t
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
@@ -19,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mnemon.errors import ConfigError, StateError
 from mnemon.layers.associative_memory import AssociativeMemory
+from mnemon.layers.memory_diagnostics import MemoryDiagnostics
 from mnemon.layers.memory_tokens import MemoryTokens
 from mnemon.models.base_model import as_base, freeze
 from mnemon.models.configuration_rmt import RMTConfig
@@ -28,6 +30,17 @@ from mnemon.models.segmented_decoder import SegmentedDecoder
 from mnemon.models.state import ARMTState, MemoryCache, MemoryState, RMTState
 
 _SAMPLED_IDS = 4096  # embeddings looked at to learn their scale
+
+
+@dataclass
+class RMTOutput(CausalLMOutputWithPast):
+    """Hugging Face's output, and what the memory did.
+
+    Attributes:
+        diagnostics: means by name, scalars (see `MemoryDiagnostics`), if they were asked for.
+    """
+
+    diagnostics: dict[str, Tensor] | None = None
 
 
 class RMTForCausalLM(MemoryModel):
@@ -146,8 +159,9 @@ class RMTForCausalLM(MemoryModel):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         knock_out_memory: bool = False,
+        output_diagnostics: bool = False,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> RMTOutput:
         """Compute next-token logits, and the loss if labels are given.
 
         Args:
@@ -160,20 +174,23 @@ class RMTForCausalLM(MemoryModel):
             use_cache: whether to return a cache; default: not while training.
             logits_to_keep: number of last columns to compute logits for (0 = all), or their indices.
             knock_out_memory: let every segment find the memory as the first one does: the knocked-out control.
+            output_diagnostics: whether to return what the memory did.
         Returns:
-            Logits [B, columns kept, vocabulary], loss, cache.
+            Logits [B, columns kept, vocabulary], loss, cache, diagnostics.
         Raises:
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
             StateError: for a cache that is not this model's or of another batch size.
         """
-        read = partial(self._stream, knock_out=knock_out_memory)
+        collector = MemoryDiagnostics() if output_diagnostics else None
+        read = partial(self._stream, knock_out=knock_out_memory, diagnostics=collector)
         logits, cache = self._read_call(
             input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, logits_to_keep, read
         )
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        means = None if collector is None else collector.means()
+        return RMTOutput(loss=loss, logits=logits, past_key_values=cache, diagnostics=means)
 
     def _check_positions(self) -> None:
         """Refuse a decoder with learned positions that do not hold a segment and its memory tokens."""
@@ -202,12 +219,14 @@ class RMTForCausalLM(MemoryModel):
         wanted: np.ndarray | None,
         carry_on: bool,
         knock_out: bool,
+        diagnostics: MemoryDiagnostics | None,
     ) -> tuple[Tensor, Any]:
         """Read an input; returns the logits of the wanted columns [B, kept, V] and the new state."""
         options: dict[str, Any] = {
             "knocked_out": knock_out,
             "keep_pieces": self.training and torch.is_grad_enabled(),
             "recomputes": self._recomputes,
+            "diagnostics": diagnostics,
         }
         runner: SegmentRunner
         if self.config.is_associative:
