@@ -105,6 +105,7 @@ COMMANDS = [
     "data mqar",
     "bench lm2",
     "bench ops",
+    "bench rmt",
     "bench stream",
 ]
 

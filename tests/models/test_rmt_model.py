@@ -187,6 +187,19 @@ def test_what_is_carried_over_a_boundary_is_the_memory_alone(kind, base):
 
 
 @every_kind
+def test_diagnostics_say_how_far_a_segment_moves_the_memory(kind):
+    model, ids = rmt(llama_config(), kind), tokens(1, SEGMENT)
+    with torch.no_grad():
+        output = model(ids, use_cache=True, output_diagnostics=True)
+    before, after = (memory_of(state)[0::2] for state in (model.initial_state(1), output.past_key_values.state))
+    change = [((new - old).norm() / new.norm()).item() for old, new in zip(before, after, strict=True)]
+    rms = [new.square().mean().sqrt().item() for new in after]
+    assert output.diagnostics["memory_change"].item() == pytest.approx(sum(change) / len(change), rel=1e-5)
+    assert output.diagnostics["memory_rms"].item() == pytest.approx(sum(rms) / len(rms), rel=1e-5)
+    assert model(ids).diagnostics is None
+
+
+@every_kind
 def test_a_ragged_batch_with_a_row_that_stands_still_keeps_a_bounded_state(kind):
     model, widths, cache = rmt(llama_config(), kind), [], None
     mask = torch.ones(2, 4, dtype=torch.long)
