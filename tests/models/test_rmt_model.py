@@ -1,6 +1,7 @@
 """RMT and ARMT beyond the contracts: equal to the slow form, every option acts, gradients are exact, mistakes named."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -184,6 +185,34 @@ def test_what_is_carried_over_a_boundary_is_the_memory_alone(kind, base):
             sizes.add(cache.state.num_bytes())
             assert not any(cache.state.decoder.base)
     assert sizes == {sum(tensor.numel() * tensor.element_size() for tensor in memory_of(cache.state))}
+
+
+def living_outputs(kind: str, width: int) -> int:
+    """Read a text and return the largest number of block outputs alive at any time."""
+    model, alive, peak = rmt(llama_config(), kind), set(), 0
+
+    def note(_: torch.nn.Module, __: tuple, output: Tensor) -> None:
+        nonlocal peak
+        alive.add(id(output))
+        weakref.finalize(output, alive.discard, id(output))
+        peak = max(peak, len(alive))
+
+    for block in model.blocks:
+        block.module.register_forward_hook(note)
+    with torch.no_grad():
+        model(tokens(1, width), logits_to_keep=1, use_cache=True)
+    return peak
+
+
+@every_kind
+def test_no_activation_outlives_its_segment_however_long_the_input(kind):
+    assert living_outputs(kind, 50 * SEGMENT) == living_outputs(kind, 2 * SEGMENT)
+
+
+def test_the_memory_does_not_hold_on_to_the_segment_it_came_from():
+    with torch.no_grad():
+        memory = rmt(llama_config())(tokens(1, SEGMENT), use_cache=True).past_key_values.state.memory
+    assert memory.untyped_storage().nbytes() == memory.numel() * memory.element_size()
 
 
 @every_kind

@@ -151,7 +151,7 @@ class _FramedSegments:
         """Return the states [B, m, D] of the memory tokens behind each row's tokens; anything in rows without."""
         count = len(self.tokens.weight)
         if call.is_uniform:
-            return hidden[:, -count:]
+            return hidden[:, -count:].clone()  # what is carried must not hold on to the states of the whole segment
         first = (call.lengths - call.after)[:, None]
         return _pick(hidden, (first + np.arange(count)[None, :]).clip(max=call.width - 1))
 
