@@ -388,3 +388,33 @@ def test_bad_inputs_are_refused_by_name():
         model(torch.tensor([[99]]))
     with pytest.raises(ConfigError, match="use_reentrant"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+@every_kind
+def test_a_fact_of_the_first_segment_is_learned_to_be_told_in_the_third(kind):
+    options = {"key_dim": 16, "feature_order": 3} if kind == "armt" else {}
+    sizes = {"num_memory_tokens": 2, "segment_length": 4, "memory": OPTIONS[kind]["memory"]}
+    torch.manual_seed(0)
+    decoder = llama_config(num_hidden_layers=2, initializer_range=0.1)
+    model = RMTForCausalLM(RMTConfig(base_config=decoder, **sizes, **options))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+
+    def texts() -> tuple[Tensor, Tensor]:
+        ids, fact = torch.randint(10, 50, (32, 12)), torch.randint(4, 8, (32,))
+        ids[:, 1], ids[:, -1] = fact, 3
+        return ids, fact
+
+    for _ in range(90):
+        ids, fact = texts()
+        logits = model(ids, logits_to_keep=1).logits[:, -1]
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(logits, fact).backward()
+        optimiser.step()
+    ids, fact = texts()
+    with torch.no_grad():
+        told, silenced = (
+            model(ids, logits_to_keep=1, knock_out_memory=silence).logits[:, -1].argmax(-1) == fact
+            for silence in (False, True)
+        )
+    assert told.float().mean() > 0.9
+    assert silenced.float().mean() < 0.6  # one of four
