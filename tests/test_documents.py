@@ -106,6 +106,7 @@ COMMANDS = [
     "data mqar",
     "bench lm2",
     "bench ops",
+    "bench rmt",
     "bench stream",
 ]
 
