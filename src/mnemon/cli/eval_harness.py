@@ -131,7 +131,7 @@ def print_harness(run: "HarnessRun", folder: Path, profile: bool) -> None:
     grid = suite_grid(run)
     table = Table(title=SUITES[run.suite].title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
     for number, name in enumerate(grid.head):
-        table.add_column(name.replace("[", "\\["), justify="left" if number == 0 else "right")
+        table.add_column(name.replace("[", "\\["), justify="left" if number == 0 else "right", no_wrap=number == 0)
     for line in grid.lines:
         table.add_row(*(text.replace("[", "\\[") for text in line))
     console = Console()

@@ -6,7 +6,7 @@ is safe for a model with a memory, so this wrapper starts from the harness's `Te
 ids) and does the rest itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -78,6 +78,8 @@ class HarnessModel(TemplateLM):
         self.num_cut = 0
         self._spec, self._batch_size, self._max_batch_tokens = spec, batch_size, max_batch_tokens
         self._on_batch = on_batch
+        self._prefix: str = self.tokenizer.decode([self.prefix_token_id])
+        self._encoded: dict[str, list[int]] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -92,10 +94,26 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Return the token ids of a text, with the tokenizer's own special tokens unless told otherwise or there."""
+        if add_special_tokens is None:
+            if string in self._encoded:
+                return self._encoded[string]
+            if string.startswith(self._prefix):
+                add_special_tokens = False
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
-            options["add_special_tokens"] = False
         return list(self.tokenizer.encode(string, **options))
+
+    def _encode_ahead(self, texts: Iterable[str]) -> None:
+        plain = [text for text in texts if not text.startswith(self._prefix)]
+        self._encoded = dict(zip(plain, self.tokenizer(plain)["input_ids"], strict=True)) if plain else {}
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score continuations of contexts; all texts are turned into tokens in one call, and without a progress bar."""
+        pairs = [request.args for request in requests]
+        self._encode_ahead({context.rstrip() for context, _ in pairs} | {"".join(pair) for pair in pairs})
+        try:
+            return super().loglikelihood(requests, disable_tqdm=True)
+        finally:
+            self._encoded = {}
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -134,7 +152,7 @@ class HarnessModel(TemplateLM):
             answers = continue_rows(
                 self._spec.model,
                 self.tokenizer,
-                [self._prompt(requests[number].args[0], new_tokens) for number in members],
+                self._prompts([requests[number].args[0] for number in members], new_tokens),
                 batch_size=self._batch_size,
                 max_batch_tokens=self._max_batch_tokens,
                 max_new_tokens=new_tokens,
@@ -146,20 +164,19 @@ class HarnessModel(TemplateLM):
                 texts[number] = text
         return texts
 
-    def _prompt(self, text: str, new_tokens: int) -> list[int]:
-        ids = self.tok_encode(text)
-        if not ids:
-            return [self.prefix_token_id]
-        if self.context_length is None:
-            return ids
-        room = self.context_length - new_tokens
+    def _prompts(self, texts: Sequence[str], new_tokens: int) -> list[list[int]]:
+        """Return the ends of texts that leave room for the answer."""
+        room = (self.context_length or _ANY_LENGTH) - new_tokens
         if room < 1:
             raise ConfigError(
                 f"a context of {self.context_length} tokens has no room for a prompt beside {new_tokens} new tokens; "
                 "raise --context-length"
             )
-        self.num_cut += len(ids) > room
-        return ids[-room:]
+        self._encode_ahead(set(texts))
+        rows = [self.tok_encode(text) or [self.prefix_token_id] for text in texts]
+        self._encoded = {}
+        self.num_cut += sum(len(row) > room for row in rows)
+        return [row[-room:] for row in rows]
 
     def _within_context(self, context: list[int], continuation: list[int]) -> Request:
         """Drop the beginning of a context so that everything but the last token of the continuation fits."""

@@ -31,10 +31,10 @@ from mnemon.evaluation.harness.records import (
 from mnemon.evaluation.harness.tasks import (
     PreparedTask,
     TaskOptions,
+    at_work,
     check_options,
     columns_of,
     prepare,
-    quiet_harness,
 )
 from mnemon.evaluation.machine import describe_machine
 from mnemon.evaluation.measures import model_facts
@@ -164,7 +164,7 @@ def _cell(
     if stored is not None:
         return stored
     wrapped.num_cut = 0
-    with forward_clock(spec.model) as clock, quiet_harness():
+    with forward_clock(spec.model) as clock, at_work():
         outcome = lm_eval.evaluate(
             lm=wrapped,
             task_dict={"tasks": {prepared.task.task_name: prepared.task}},

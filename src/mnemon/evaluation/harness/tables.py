@@ -75,7 +75,7 @@ def suite_grid(run: HarnessRun) -> Grid:
         for label in run.models
     ]
     published = [
-        (f"{row.model} (published)", row.size, [_published_text(run.suite, row, column.name) for column in used])
+        (f"{row.model}, published", row.size, [_published_text(run.suite, row, column.name) for column in used])
         for row in PUBLISHED[run.suite]
         if any(column.name in row.values for column in used)
     ]
@@ -217,11 +217,16 @@ def _short(number: int) -> str:
 def _text(found: Estimate | None, percent: bool) -> str:
     if found is None:
         return "–"
-    scale, digits = (100, 1) if percent else (1, 2)
-    value = f"{scale * found.value:.{digits}f}"
-    if found.low is None or found.high is None:
-        return value
-    return f"{value} [{scale * found.low:.{digits}f}–{scale * found.high:.{digits}f}]"
+    value, low, high = (_number(number, percent) for number in (found.value, found.low, found.high))
+    return value if found.low is None else f"{value} [{low}–{high}]"
+
+
+def _number(number: float | None, percent: bool) -> str:
+    if number is None:
+        return ""
+    if percent:
+        return f"{100 * number:.1f}"
+    return f"{number:.2f}" if number < 1e4 else f"{number:.2e}"
 
 
 def _published_text(suite: str, row: Published, column: str) -> str:

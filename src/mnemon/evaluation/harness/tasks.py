@@ -4,13 +4,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import lm_eval.api.task
 import lm_eval.tasks
+import lm_eval.utils
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
@@ -60,7 +61,7 @@ class PreparedTask:
 
     def documents(self) -> list[dict[str, Any]]:
         """Return the documents to be measured, in order."""
-        return [dict(document) for document in self.task.eval_docs]
+        return [dict(document) for document in self.task.task_docs]
 
 
 def prepare(suite: Suite, entry: TaskEntry, source: DataSource, options: TaskOptions, tokenizer: Any) -> PreparedTask:
@@ -99,16 +100,19 @@ def prepare(suite: Suite, entry: TaskEntry, source: DataSource, options: TaskOpt
     overrides["fewshot_split"] = entry.fewshot_split if shots else None
     overrides["num_fewshot"] = shots
     overrides["custom_dataset"] = _dataset_maker(splits)
-    with quiet_harness():
+    with at_work():
         task = _harness_task(entry, overrides)
         task.set_fewshot_seed(_FEWSHOT_SEED)
+        # The harness processes all documents again whenever it asks for them.
+        task.dataset[entry.split] = task.task_docs
+        task.set_config("process_docs", None)
     return PreparedTask(entry, task, tuple(range(len(rows))), shots)
 
 
 def _harness_task(entry: TaskEntry, overrides: dict[str, Any]) -> Any:
     assert entry.definition is not None
     folder, name = entry.definition
-    manager = TaskManager(include_path=str(_DEFINITIONS / folder), include_defaults=False)
+    manager = _definitions(folder)
     if name not in manager.all_subtasks:
         raise BackendUnavailable(f"this version of lm_eval has no task {name!r}; install one from 'mnemon[eval]'")
     group = {"group": "mnemon", "task": [{"task": name, **overrides}]}
@@ -117,6 +121,12 @@ def _harness_task(entry: TaskEntry, overrides: dict[str, Any]) -> Any:
     except ImportError as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         raise BackendUnavailable(f"{entry.name}: {first.strip()}; pip install 'mnemon[eval]'") from error
+
+
+@cache
+def _definitions(folder: str) -> Any:
+    """Read the harness's definitions in one folder of its tasks; reading all of them takes many seconds."""
+    return TaskManager(include_path=str(_DEFINITIONS / folder), include_defaults=False)
 
 
 def _recall_task(suite: Suite, entry: TaskEntry, rows: Rows, options: TaskOptions, tokenizer: Any) -> PreparedTask:
@@ -144,7 +154,7 @@ def _recall_task(suite: Suite, entry: TaskEntry, rows: Rows, options: TaskOption
         "num_fewshot": 0,
         "metadata": {"version": 1},
     }
-    with quiet_harness():
+    with at_work():
         task = ConfigurableTask(config=config)
     numbers = tuple(int(document["number"]) for document in cut.documents)
     return PreparedTask(entry, task, numbers, 0, cut.num_dropped, cut.num_cut, cut.num_not_found)
@@ -172,20 +182,22 @@ def _dataset_maker(splits: dict[str, Rows]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def quiet_harness() -> Iterator[None]:
-    """Keep the harness's log lines and progress bars out of what a command has to say; it has no switch for them."""
+def at_work() -> Iterator[None]:
+    """Keep the harness quiet, and quick: it has no switch for its bars, and compiles a template for every document."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "jieba", "datasets")]
     levels = [logger.level for logger in loggers]
-    bar: Callable[..., Any] = lm_eval.api.task.tqdm
+    bar, compile_template = lm_eval.api.task.tqdm, lm_eval.utils.env.from_string
     had_bars = datasets.utils.logging.is_progress_bar_enabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+    lm_eval.utils.env.from_string = cache(compile_template)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
         lm_eval.api.task.tqdm = bar
+        lm_eval.utils.env.from_string = compile_template
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if had_bars:
