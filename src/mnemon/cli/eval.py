@@ -1,5 +1,6 @@
 """`mnemon eval`: one or more models on BABILong, with controls, intervals and paired tests, or on another suite."""
 
+import difflib
 import re
 import sys
 import time
@@ -317,7 +318,9 @@ def _published(data: list[Path] | None, babi: Path | None, num_samples: int) -> 
 def _check_suite(context: typer.Context, suite: str) -> None:
     """Refuse an unknown suite, and options that say nothing about this one."""
     if suite not in _SUITES:
-        raise ConfigError(f"unknown suite {suite!r}; expected one of {', '.join(_SUITES)}")
+        near = difflib.get_close_matches(suite.lower(), _SUITES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown suite {suite!r}; {hint}expected one of {', '.join(_SUITES)}")
     for parameter in context.command.params:
         name = parameter.name or ""
         source = context.get_parameter_source(name)
@@ -325,7 +328,7 @@ def _check_suite(context: typer.Context, suite: str) -> None:
         if given and name not in _COMMON_OPTIONS and name not in _SUITES[suite]:
             homes = [other for other, names in _SUITES.items() if name in names]
             raise ConfigError(
-                f"{parameter.opts[0]} is for --suite {' and '.join(homes)}, not for {suite}; leave it out"
+                f"{parameter.opts[0]} is for --suite {', '.join(homes)}; for {suite} leave it out"
             )
 
 

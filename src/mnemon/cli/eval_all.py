@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnemon.cli.display import print_comparison, print_memory
-from mnemon.errors import BackendUnavailable, ConfigError
+from mnemon.cli.eval_harness import HARNESS_SUITES
+from mnemon.errors import BackendUnavailable, ConfigError, DataError
 from mnemon.files import atomic_write_json, atomic_write_text
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def evaluate_all(
 ) -> Finished:
     """Run one suite after the other, each into a folder of its own, and write what they say together.
 
-    A suite without data, or that does not suit the models, is left out and the reason kept; damaged data end the run.
+    A suite without data, or that does not suit the models, is left out and the reason kept; damaged files of data end
+    the run.
 
     Args:
         folder: output folder, already prepared.
@@ -100,7 +102,9 @@ def evaluate_all(
             print(f"{name} ...", flush=True)
         try:
             done[name] = measure(folder / name)
-        except (ConfigError, BackendUnavailable, MissingData) as error:
+        except (ConfigError, BackendUnavailable, DataError) as error:
+            if isinstance(error, DataError) and not isinstance(error, MissingData) and name in HARNESS_SUITES:
+                raise
             left_out[name] = " ".join(str(error).split())
     if not done:
         raise ConfigError(f"no suite could be run; {next(iter(left_out))}: {next(iter(left_out.values()))}")

@@ -141,12 +141,12 @@ class DataSource:
         return read_rows(path, entry.columns)
 
     def _from_hub(self, entry: TaskEntry, split: str) -> Rows:
-        import datasets
-
         name, configuration = entry.hub
         ways = "give --data DIR with files of your own, or --data sample"
         if os.environ.get("HF_HUB_OFFLINE") == "1":
             raise BackendUnavailable(f"{entry.name}: {name} is on the hub and HF_HUB_OFFLINE=1; {ways}")
+        import datasets
+
         try:
             rows = list(datasets.load_dataset(name, configuration, split=split))
         except Exception as error:  # the library raises its own, the network's and the file system's kinds

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -194,7 +195,9 @@ def at_work() -> Iterator[None]:
     lm_eval.utils.env.from_string = cache(compile_template)
     datasets.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"fuzzywuzzy|jieba")  # which LongBench's scores are made with
+            yield
     finally:
         lm_eval.api.task.tqdm = bar
         lm_eval.utils.env.from_string = compile_template
