@@ -327,9 +327,7 @@ def _check_suite(context: typer.Context, suite: str) -> None:
         given = source is not None and source.name == "COMMANDLINE"
         if given and name not in _COMMON_OPTIONS and name not in _SUITES[suite]:
             homes = [other for other, names in _SUITES.items() if name in names]
-            raise ConfigError(
-                f"{parameter.opts[0]} is for --suite {', '.join(homes)}; for {suite} leave it out"
-            )
+            raise ConfigError(f"{parameter.opts[0]} is for --suite {', '.join(homes)}; for {suite} leave it out")
 
 
 def _load_rows(

@@ -1,6 +1,7 @@
 """Scores and answers must not depend on what else is in a batch, and must be those of the harness's own wrapper."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,27 @@ def test_scores_do_not_depend_on_the_batch_and_are_those_of_a_plain_forward(spec
         assert one[0] == pytest.approx(direct, abs=TOLERANCE)
         assert many[0] == pytest.approx(direct, abs=TOLERANCE)
         assert one[1] == many[1] == (log_p.argmax(-1).tolist() == list(continuation))
+
+
+class WholeRowReader(torch.nn.Module):
+    """Stands in for a memory that reads the whole row before it answers: only a mask keeps padding out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(300, 300, generator=torch.Generator().manual_seed(0)))
+        self.config, self.device = SimpleNamespace(vocab_size=300), torch.device("cpu")
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        read = (self.table[input_ids] * mask[..., None]).sum(1, keepdim=True)
+        return SimpleNamespace(logits=read.expand(-1, input_ids.shape[1], -1))
+
+
+def test_padding_is_masked() -> None:
+    model = WholeRowReader()
+    alone = continuation_scores(model, mixed_requests(), batch_size=1, max_batch_tokens=10**6)
+    together = continuation_scores(model, mixed_requests(), max_batch_tokens=10**6)
+    assert [score for score, _ in together] == pytest.approx([score for score, _ in alone], rel=1e-4)
 
 
 def test_requests_that_differ_in_their_last_token_are_read_once(spec: ModelSpec) -> None:

@@ -197,7 +197,10 @@ def test_all_runs_what_there_is_data_for_and_says_what_it_left_out(
         (["--suite", "recall", "--data", "nowhere"], "nowhere: no such folder of data"),
         (["--suite", "recall", "--data", "sample", "--data", "b"], "--data takes one folder"),
         (["--suite", "recall"], "HF_HUB_OFFLINE=1; give --data DIR"),
-        (["--suite", "recall", "--data", "sample", "--num-fewshot", "1"], "--num-fewshot is for --suite mmlu, commonsense"),
+        (
+            ["--suite", "recall", "--data", "sample", "--num-fewshot", "1"],
+            "--num-fewshot is for --suite mmlu, commonsense",
+        ),
         (["--suite", "mmlu", "--data", "sample", "--lengths", "1k"], "--lengths is for --suite babilong"),
         (["--suite", "mmlu", "--data", "sample", "--limit", "0"], "--limit"),
         (["--suite", "mmlu", "--data", "sample", "--num-fewshot", "9"], "at least 9 rows in the split 'dev'"),
