@@ -362,10 +362,11 @@ def _run(
 
     An interruption leaves the finished cells for --resume.
     """
-    from mnemon.evaluation.harness.clock import forward_clock
+    from mnemon.evaluation.clock import TimedSamples, forward_clock
     from mnemon.evaluation.run import write_run
-    from mnemon.evaluation.suite import evaluate_models, number_of_questions
+    from mnemon.evaluation.suite import evaluate_models, generated_samples, number_of_questions
 
+    source = TimedSamples(generated_samples(specs[0].tokenizer, options) if fixed is None else fixed)
     try:
         with ExitStack() as stack:
             clocks = [stack.enter_context(forward_clock(spec.model)) for spec in specs]
@@ -374,7 +375,7 @@ def _run(
             run = evaluate_models(
                 specs,
                 options,
-                samples=fixed,
+                samples=source,
                 cells_folder=folder / "cells",
                 command=command_line(sys.argv),
                 progress=progress,
@@ -384,7 +385,8 @@ def _run(
         print(f"{folder}: finished cells are kept; go on with --resume", file=sys.stderr)
         raise
     write_run(folder, run)
-    return run, share_in_model(sum(clock.seconds for clock in clocks), seconds)
+    share = share_in_model(sum(clock.seconds for clock in clocks), seconds - source.seconds)
+    return run, f"{share}; making the samples took {source.seconds:.2f} s more"
 
 
 def _need_tokenizers(specs: "list[ModelSpec]") -> None:

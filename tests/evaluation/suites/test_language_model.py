@@ -9,8 +9,8 @@ import torch
 from lm_eval.api.instance import Instance
 
 from mnemon.errors import ConfigError, DataError
+from mnemon.evaluation.clock import forward_clock
 from mnemon.evaluation.controls import ModelSpec
-from mnemon.evaluation.harness.clock import forward_clock
 from mnemon.evaluation.harness.language_model import HarnessModel, longest_input
 from mnemon.evaluation.harness.likelihood import continuation_scores
 

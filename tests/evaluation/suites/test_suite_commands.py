@@ -1,6 +1,7 @@
 """`mnemon eval --suite mmlu`, `recall`, `commonsense`, `longbench` and `all` as a user meets them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,17 @@ def test_a_mistake_is_one_line_and_code_2(
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("mnemon: error:")
     assert message in error[-1]
+
+
+def test_a_profile_of_babilong_tells_the_model_from_the_making_of_samples(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(saved / "tiny-plain"), "--lengths", "0k", "--limit", "1", "--profile", "--max-new-tokens", "2"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("In the models' forward")]
+    numbers = [float(number) for number in re.findall(r"\d+\.\d+", line)]
+    assert 0 < numbers[0] <= numbers[1]
+    assert "making the samples took" in line
 
 
 def test_a_model_without_tokenizer_is_refused(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,9 @@ import lm_eval
 
 from mnemon import __version__
 from mnemon.errors import ConfigError, DataError
+from mnemon.evaluation.clock import forward_clock
 from mnemon.evaluation.controls import ModelSpec, weights_fingerprint
 from mnemon.evaluation.harness.catalogue import SUITES, Suite, TaskEntry
-from mnemon.evaluation.harness.clock import forward_clock
 from mnemon.evaluation.harness.data import DataSource, parse_line
 from mnemon.evaluation.harness.language_model import HarnessModel
 from mnemon.evaluation.harness.records import (

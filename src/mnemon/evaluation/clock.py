@@ -1,12 +1,15 @@
-"""How much of an evaluation's time the model itself takes; the rest is tokenising, batching and marking."""
+"""Where the time of an evaluation goes: into the model itself, into making samples, or into all the rest."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from mnemon.data.babilong import Sample
+from mnemon.evaluation.samples import SampleSource
 
 
 @dataclass
@@ -43,6 +46,26 @@ def forward_clock(model: Any) -> Iterator[ForwardClock]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass
+class TimedSamples:
+    """A source of samples, and how long it took to make them.
+
+    Attributes:
+        seconds: spent in `cell` so far.
+    """
+
+    source: SampleSource
+    seconds: float = 0.0
+
+    def cell(self, task: str, length: str) -> Sequence[Sample]:
+        """Give the samples of one task and length."""
+        started = time.perf_counter()
+        try:
+            return self.source.cell(task, length)
+        finally:
+            self.seconds += time.perf_counter() - started
 
 
 def _now(model: Any) -> float:
