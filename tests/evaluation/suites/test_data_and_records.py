@@ -77,6 +77,30 @@ def test_the_hub_is_not_asked_when_it_must_not_be() -> None:
         DataSource.parse(None).rows(SUITES["recall"].tasks[0], "validation")
 
 
+def test_on_the_hub_the_set_its_configuration_and_the_split_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+    rows = [{"page": "A page.", "other": 1}]
+
+    def load(name: str, configuration: str | None, split: str) -> list[dict[str, Any]]:
+        asked.append((name, configuration, split))
+        if not rows:
+            raise ConnectionError("no route\nto the hub")
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    source, entry = DataSource.parse(None), SUITES["commonsense"].entries(["wikitext"])[0]
+    assert source.rows(entry, "test") == source.rows(entry, "test") == rows
+    assert asked == [("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test")], "asked once"
+    with pytest.raises(DataError, match="expected the column 'text', got page, other"):
+        source.rows(SUITES["commonsense"].entries(["lambada"])[0], "test")
+    rows.clear()
+    with pytest.raises(BackendUnavailable, match=r"cannot load allenai/ai2_arc from the hub \(no route\); give --data"):
+        source.rows(SUITES["commonsense"].entries(["arc_easy"])[0], "test")
+
+
 def test_without_the_extra_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     access.require_harness()
     monkeypatch.setattr(access.importlib.util, "find_spec", lambda name: None)

@@ -223,8 +223,10 @@ def test_a_mistake_is_one_line_and_code_2(
 def test_a_profile_of_babilong_tells_the_model_from_the_making_of_samples(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["eval", str(saved / "tiny-plain"), "--lengths", "0k", "--limit", "1", "--profile", "--max-new-tokens", "2"]
-    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("The old ship sailed over the calm sea. " * 20)
+    words = ["eval", str(saved / "tiny-plain"), "--lengths", "0k", "--limit", "8", "--profile"]
+    assert main([*words, "--background", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("In the models' forward")]
     numbers = [float(number) for number in re.findall(r"\d+\.\d+", line)]
     assert 0 < numbers[0] <= numbers[1]

@@ -102,8 +102,9 @@ def _mmlu() -> Suite:
 
 
 def _recall() -> Suite:
-    keyed = {"text": "text", "key": "text", "value": "text or texts"}
-    asked = {"context": "text", "question": "text", "answers": "texts"}
+    value = {"value": "text or texts or nothing"}  # an empty one is dropped by the protocol, and no fault of the file
+    keyed = {"text": "text", "key": "text or nothing", **value}
+    asked = {"context": "text", "question": "text", "answers": "texts or nothing"}
     hubs = {
         "fda": ("hazyresearch/based-fda", "default"),
         "swde": ("hazyresearch/based-swde-v2", "default"),
@@ -112,7 +113,7 @@ def _recall() -> Suite:
         "triviaqa": ("hazyresearch/based_triviaqa", None),
         "drop": ("hazyresearch/based_drop", None),
     }
-    columns = {"fda": keyed, "swde": keyed, "squad": {"text": "text", "value": "text or texts"}}
+    columns = {"fda": keyed, "swde": keyed, "squad": {"text": "text", **value}}
     tasks = tuple(
         TaskEntry(name, name, "validation", columns.get(name, asked), hub, (("contains", "accuracy"),))
         for name, hub in hubs.items()

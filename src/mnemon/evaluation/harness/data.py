@@ -55,8 +55,9 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "text": _is_text,
     "text or nothing": lambda value: isinstance(value, str),
     "texts": _is_texts,
-    "text or texts": lambda value: _is_text(value) or _is_texts(value),
-    "four texts": lambda value: _is_texts(value) and len(value) == 4,
+    "text or texts or nothing": lambda value: value == [] or isinstance(value, str) or _is_texts(value),
+    "texts or nothing": lambda value: value == [] or _is_texts(value),
+    "four texts": lambda value: isinstance(value, list) and [type(text) for text in value] == [str] * 4,
     "0 to 3": _is_number_below(4),
     "0 or 1": _is_number_below(2),
     "1 or 2": lambda value: value in ("1", "2"),
@@ -154,6 +155,9 @@ class DataSource:
             raise BackendUnavailable(
                 f"{entry.name}: cannot load {name} from the hub ({first.strip()}); {ways}"
             ) from error
+        for column in entry.columns:
+            if rows and column not in rows[0]:
+                raise DataError(f"{name}, {split}: expected the column {column!r}, got {', '.join(rows[0])}; {ways}")
         return [dict(row) for row in rows]
 
 

@@ -114,7 +114,9 @@ def notes(run: HarnessRun) -> list[str]:
     if settings["data"].startswith("made samples"):
         found.append("These samples are made up to try the suite out; their numbers say nothing about a benchmark.")
     if measured < known:
-        found.append(f"{measured} of {known} tasks were measured: averages are over these, and not the benchmark's.")
+        found.append(
+            f"{measured} of {known} tasks were measured: an average shown is over these, and not the benchmark's."
+        )
     if settings["limit"] is not None:
         found.append(f"At most {settings['limit']} samples per task.")
     dropped = {row.task: row.num_dropped for row in run.rows if row.num_dropped}
