@@ -116,6 +116,7 @@ def modules_after(statement: str) -> set[str]:
         "from mnemon.cli.app import main; main(['bench', 'lm2', '--help'])",
         "from mnemon.cli.app import main; main(['bench', 'ops', '--help'])",
         "from mnemon.cli.app import main; main(['convert', '--help'])",
+        "from mnemon.cli.app import main; main(['compare', '--help'])",
     ],
 )
 def test_importing_and_asking_for_help_are_light(statement: str) -> None:

@@ -23,6 +23,14 @@ from mnemon.cli.eval_harness import (
     share_in_model,
     task_options,
 )
+from mnemon.cli.eval_retrieval import (
+    ChunkTokensOption,
+    RetrieverModelOption,
+    RetrieverOption,
+    TopKOption,
+    UnitOption,
+    build_retriever,
+)
 from mnemon.cli.options import JsonOption, OverwriteOption, ResumeOption, SeedOption
 from mnemon.errors import ConfigError
 from mnemon.files import prepare_output_folder
@@ -42,7 +50,7 @@ _HARNESS = _BATCHED | {"tasks", "context_length"}
 _SUITES = {
     "babilong": _BATCHED
     | {"tasks", "lengths", "samples", "samples_at", "seed", "background", "babi", "layout", "diagnostics"}
-    | {"max_new_tokens"},
+    | {"max_new_tokens", "retriever", "top_k", "retrieval_unit", "chunk_tokens", "retriever_model"},
     "mqar": {"samples", "slices", "seed"},
     "perplexity": {"samples", "lengths", "background"},
     "mmlu": _HARNESS | {"num_fewshot"},
@@ -125,8 +133,17 @@ def evaluate(
         typer.Option(help="Prompt: short or official. (default: what the first model was trained for, else official)"),
     ] = None,
     controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Add every LM2 once more with its memory knocked out.")
+        bool,
+        typer.Option(
+            "--controls/--no-controls",
+            help="Add every LM2 once more with its memory knocked out; beside a retriever, the models that read all.",
+        ),
     ] = True,
+    retriever: RetrieverOption = None,
+    top_k: TopKOption = None,
+    retrieval_unit: UnitOption = None,
+    chunk_tokens: ChunkTokensOption = None,
+    retriever_model: RetrieverModelOption = None,
     diagnostics: Annotated[
         bool, typer.Option("--diagnostics", help="Also show what every memory does: reads, gates, slots, by length.")
     ] = False,
@@ -196,6 +213,7 @@ def evaluate(
             max_batch_tokens=max_batch_tokens,
             max_new_tokens=max_new_tokens,
             fixed=fixed,
+            retriever=build_retriever(retriever, top_k, retrieval_unit, chunk_tokens, retriever_model, where),
         )
         specs = specs or [_load(label, name, where) for label, name in names]
         prepare_output_folder(place, overwrite, resume and place.exists())

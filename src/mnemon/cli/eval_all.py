@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnemon.cli.display import print_comparison, print_memory
+from mnemon.cli.display import print_comparison, print_grid, print_memory
 from mnemon.cli.eval_harness import HARNESS_SUITES
 from mnemon.errors import BackendUnavailable, ConfigError, DataError
 from mnemon.files import atomic_write_json, atomic_write_text
@@ -45,11 +45,14 @@ class Finished:
 def finished_babilong(run: "EvaluationRun", folder: Path, profile: str = "") -> Finished:
     """Describe an evaluation on BABILong."""
     from mnemon.evaluation.run import markdown_page, summary
+    from mnemon.evaluation.tables import RETRIEVAL_NOTE, has_retrieval, retrieval_grid
 
     comparison = run.comparison
 
     def show() -> None:
         print_comparison(comparison)
+        if has_retrieval(comparison):
+            print_grid(retrieval_grid(comparison), "Retrieval", RETRIEVAL_NOTE)
         if run.diagnostics:
             print_memory(run.diagnostics)
         if profile:
