@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "mnemon"
-HEAVY = {"torch", "transformers", "tensorflow", "datasets", "matplotlib", "scipy"}
+HEAVY = {"torch", "transformers", "tensorflow", "datasets", "matplotlib", "scipy", "lm_eval"}
 
 # Part -> parts it may import. Whatever is not listed here may not be imported by it.
 FOUNDATION = {"errors", "files", ""}
@@ -110,13 +110,13 @@ def modules_after(statement: str) -> set[str]:
         "import mnemon; dir(mnemon); mnemon.__version__",
         "from mnemon.cli.app import main; main(['--help'])",
         "from mnemon.cli.app import main; main(['train', '--help'])",
+        "from mnemon.cli.app import main; main(['eval', '--help'])",
         "from mnemon.cli.app import main; main(['data', 'babilong', '--help'])",
         "from mnemon.cli.app import main; main(['data', 'mqar', '--help'])",
         "from mnemon.cli.app import main; main(['bench', 'lm2', '--help'])",
         "from mnemon.cli.app import main; main(['bench', 'ops', '--help'])",
         "from mnemon.cli.app import main; main(['convert', '--help'])",
         "from mnemon.cli.app import main; main(['compare', '--help'])",
-        "from mnemon.cli.app import main; main(['eval', '--help'])",
     ],
 )
 def test_importing_and_asking_for_help_are_light(statement: str) -> None:

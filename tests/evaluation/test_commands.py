@@ -69,7 +69,7 @@ def test_samples_at_takes_other_numbers_at_some_lengths(
         (["--layout", "long"], "unknown layout 'long'"),
         (["--batch-size", "none"], "--batch-size"),
         (["--samples-at", "8k"], "LENGTH=NUMBER"),
-        (["--suite", "mmlu"], "unknown suite 'mmlu'"),
+        (["--suite", "mmlo"], "unknown suite 'mmlo'; did you mean 'mmlu'?"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--babi", "nowhere"], "expected one file qa1_"),
         (["--babi", "a", "--data", "b"], "exclude each other"),

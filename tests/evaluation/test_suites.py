@@ -126,11 +126,17 @@ def test_shipped_models_of_other_data_can_be_measured_on_text_too(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["recall", "--suite", "mqra"], "unknown suite 'mqra'; expected one of babilong, mqar, perplexity"),
-        (["recall", "--suite", "mqar", "--tasks", "qa1"], "--tasks is for --suite babilong, not for mqar"),
-        (["recall", "--suite", "mqar", "--lengths", "16"], "--lengths is for --suite babilong and perplexity"),
+        (
+            ["recall", "--suite", "mqra"],
+            "unknown suite 'mqra'; did you mean 'mqar'? expected one of babilong, mqar, perplexity",
+        ),
+        (
+            ["recall", "--suite", "mqar", "--tasks", "qa1"],
+            "--tasks is for --suite babilong, mmlu, recall, commonsense, longbench; for mqar leave it out",
+        ),
+        (["recall", "--suite", "mqar", "--lengths", "16"], "--lengths is for --suite babilong, perplexity"),
         (["text", "--suite", "perplexity", "--resume"], "--resume is for --suite babilong"),
-        (["text", "--slices", "16x2"], "--slices is for --suite mqar, not for babilong"),
+        (["text", "--slices", "16x2"], "--slices is for --suite mqar, all; for babilong leave it out"),
         (["recall", "--suite", "mqar", "--slices", "16"], "LENGTHxPAIRS"),
         (["recall", "--suite", "mqar", "--slices", ","], "LENGTHxPAIRS"),
         (["recall", "--suite", "mqar", "--slices", "16x5"], "use 20 or more"),

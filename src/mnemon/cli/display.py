@@ -61,6 +61,30 @@ def question_bar(show: bool, total: int) -> "Iterator[SuiteProgress | None]":
 
 
 @contextmanager
+def task_bar(show: bool, total: int) -> Iterator[Callable[[str, str], None]]:
+    """Show on standard error which model and task is done, and how many there are."""
+    if not show:
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} tasks"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        line = bar.add_task("reading data", total=total)
+
+        def report(label: str, task: str) -> None:
+            bar.update(line, description=f"{label}  {task}", advance=1)
+
+        yield report
+
+
+@contextmanager
 def token_bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
     """Show on standard error how many tokens of a text are read, at what speed, and how long it will take."""
     if not show:

@@ -1,21 +1,27 @@
 """`mnemon eval`: one or more models on BABILong, with controls, intervals and paired tests, or on another suite."""
 
-import json
+import difflib
 import re
 import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mnemon.cli.display import (
-    command_line,
-    portable,
-    print_comparison,
-    print_grid,
-    print_memory,
-    question_bar,
-    silence_libraries,
+from mnemon.cli.display import command_line, portable, question_bar, silence_libraries
+from mnemon.cli.eval_all import Finished, evaluate_all, finished_babilong, finished_harness, finished_measures
+from mnemon.cli.eval_harness import (
+    HARNESS_SUITES,
+    available_tasks,
+    check_suite,
+    data_source,
+    evaluate_harness,
+    share_in_model,
+    task_options,
 )
 from mnemon.cli.eval_retrieval import (
     ChunkTokensOption,
@@ -38,15 +44,20 @@ if TYPE_CHECKING:
 
 _DEFAULT_LENGTHS = "0k,1k,2k,4k,8k,16k"
 _DEFAULT_TASKS = "qa1,qa2,qa3,qa4,qa5,qa6,qa7,qa8,qa9,qa10"
-_COMMON_OPTIONS = {"models", "suite", "samples", "limit", "controls", "device", "output", "json_output", "overwrite"}
+_COMMON_OPTIONS = {"models", "suite", "limit", "controls", "device", "output", "json_output", "overwrite"}
+_BATCHED = {"data", "batch_size", "max_batch_tokens", "resume", "profile"}
+_HARNESS = _BATCHED | {"tasks", "context_length"}
 _SUITES = {
-    "babilong": {
-        *("tasks", "lengths", "samples_at", "seed", "background", "babi", "data", "layout", "diagnostics"),
-        *("batch_size", "max_batch_tokens", "max_new_tokens", "resume"),
-        *("retriever", "top_k", "retrieval_unit", "chunk_tokens", "retriever_model"),
-    },
-    "mqar": {"slices", "seed"},
-    "perplexity": {"lengths", "background"},
+    "babilong": _BATCHED
+    | {"tasks", "lengths", "samples", "samples_at", "seed", "background", "babi", "layout", "diagnostics"}
+    | {"max_new_tokens", "retriever", "top_k", "retrieval_unit", "chunk_tokens", "retriever_model"},
+    "mqar": {"samples", "slices", "seed"},
+    "perplexity": {"samples", "lengths", "background"},
+    "mmlu": _HARNESS | {"num_fewshot"},
+    "recall": _HARNESS | {"answer_length"},
+    "commonsense": _HARNESS | {"num_fewshot"},
+    "longbench": _HARNESS,
+    "all": _BATCHED | {"samples", "lengths", "slices", "seed", "background"},
 }
 """Suites and the options that only some of them know."""
 
@@ -62,11 +73,18 @@ def evaluate(
         ),
     ],
     suite: Annotated[
-        str, typer.Option(help="What to measure: babilong, mqar (recall) or perplexity (of held-out text).")
+        str,
+        typer.Option(
+            help="What to measure: babilong, mqar, perplexity (of held-out text), mmlu, recall, commonsense, "
+            "longbench, or all there is data for."
+        ),
     ] = "babilong",
     tasks: Annotated[
         str | None,
-        typer.Option(help="Tasks, separated by commas. (default: what the first model was trained on, else qa1-qa10)"),
+        typer.Option(
+            help="Tasks, separated by commas. (default: all of the suite; for BABILong what the first model was "
+            "trained on, else qa1-qa10)"
+        ),
     ] = None,
     lengths: Annotated[
         str | None,
@@ -105,7 +123,10 @@ def evaluate(
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Published samples: a file qaN/LENGTH.json or a folder of them; repeatable."),
+        typer.Option(
+            help="For BABILong published samples: a file qaN/LENGTH.json or a folder of them; repeatable. For the "
+            "suites of the harness a folder of TASK/SPLIT.jsonl, or sample for a few made questions. (default: the hub)"
+        ),
     ] = None,
     layout: Annotated[
         str | None,
@@ -134,6 +155,24 @@ def evaluate(
         typer.Option(min=1, help="Most prompt tokens per call, with padding. (default: chosen for each model)"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 20,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(min=0, help="Examples before every question. (default: 5 for mmlu, else 0)", show_default=False),
+    ] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most tokens of a prompt with its answer; longer ones are cut. (default: 2048 for recall and "
+            "commonsense, else what a model reads)",
+        ),
+    ] = None,
+    answer_length: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer of the recall tasks in tokens. (default: 48)")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also say how much of the time the models themselves took.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results. (default: runs/eval/<first model>)")
@@ -151,58 +190,95 @@ def evaluate(
     names = [_split_label(name) for name in models]
     num_samples = samples if limit is None else min(samples, limit)
     folder = output or Path("runs") / "eval" / _file_name(names[0][0] or Path(names[0][1]).name)
-    if suite != "babilong":
+    batch, where = _parse_batch_size(batch_size), _pick_device(device)
+    wanted = None if tasks is None else _words(tasks)
+
+    def babilong(place: Path, specs: "list[ModelSpec] | None" = None) -> "Finished":
+        if specs is not None:
+            _need_tokenizers(specs)
+        fixed = _published(data, babi, num_samples) if specs is None else None
+        options = _options(
+            names[0][1],
+            tasks=tasks,
+            lengths=lengths,
+            num_samples=num_samples,
+            samples_at=_parse_samples_at(samples_at, limit),
+            seed=seed,
+            background=background or "stdlib",
+            babi=babi,
+            layout=layout,
+            controls=controls,
+            diagnostics=diagnostics,
+            batch_size=batch,
+            max_batch_tokens=max_batch_tokens,
+            max_new_tokens=max_new_tokens,
+            fixed=fixed,
+            retriever=build_retriever(retriever, top_k, retrieval_unit, chunk_tokens, retriever_model, where),
+        )
+        specs = specs or [_load(label, name, where) for label, name in names]
+        prepare_output_folder(place, overwrite, resume and place.exists())
+        run, clock = _run(specs, options, fixed, place, show_progress=not json_output)
+        return finished_babilong(run, place, clock if profile else "")
+
+    def measured(name: str, place: Path, specs: "list[ModelSpec]", trained: dict[str, Any], again: bool) -> "Finished":
         from mnemon.cli.eval_suites import evaluate_perplexity, evaluate_recall
 
-        specs, trained = _load_rows(names, suite, _pick_device(device), controls)
-        if suite == "mqar":
-            evaluate_recall(
-                specs,
-                trained,
-                slices=slices,
-                num_samples=num_samples,
-                seed=seed,
-                folder=folder,
-                overwrite=overwrite,
-                as_json=json_output,
-            )
+        common: dict[str, Any] = {"num_samples": num_samples, "folder": place, "overwrite": again}
+        common["show_progress"] = not json_output
+        if name == "mqar":
+            run = evaluate_recall(specs, trained, slices=slices, seed=seed, **common)
         else:
-            evaluate_perplexity(
-                specs,
-                trained,
-                lengths=lengths,
-                background=background,
-                num_samples=num_samples,
-                folder=folder,
+            asked = lengths if suite == "perplexity" else None  # in a run of all suites they are BABILong's
+            run = evaluate_perplexity(specs, trained, lengths=asked, background=background, **common)
+        return finished_measures(run, place)
+
+    if suite == "babilong":
+        finished = babilong(folder)
+    elif suite in ("mqar", "perplexity"):
+        specs, trained = _load_rows(names, where, controls)
+        finished = measured(suite, folder, specs, trained, overwrite)
+    else:
+        from mnemon.evaluation.controls import with_controls
+
+        suites = HARNESS_SUITES if suite == "all" else (suite,)
+        options = task_options(limit, num_fewshot, context_length, answer_length)
+        source = data_source(data)
+        for name in suites:
+            check_suite(name, wanted, options)
+        loaded, trained = _load_rows(names, where, controls=False)
+        rows = with_controls(loaded) if controls else loaded
+
+        def harness(name: str, place: Path, asked: list[str] | None) -> "Finished":
+            run = evaluate_harness(
+                name,
+                rows,
+                source,
+                options,
+                tasks=asked,
+                batch_size=batch,
+                max_batch_tokens=max_batch_tokens,
+                folder=place,
                 overwrite=overwrite,
-                as_json=json_output,
+                resume=resume and place.exists(),
+                show_progress=not json_output,
             )
-        return
-    fixed = _published(data, babi, num_samples)
-    options = _options(
-        names[0][1],
-        tasks=tasks,
-        lengths=lengths,
-        num_samples=num_samples,
-        samples_at=_parse_samples_at(samples_at, limit),
-        seed=seed,
-        background=background or "stdlib",
-        babi=babi,
-        layout=layout,
-        controls=controls,
-        diagnostics=diagnostics,
-        batch_size=batch_size,
-        max_batch_tokens=max_batch_tokens,
-        max_new_tokens=max_new_tokens,
-        fixed=fixed,
-        retriever=build_retriever(
-            retriever, top_k, retrieval_unit, chunk_tokens, retriever_model, _pick_device(device)
-        ),
-    )
-    specs = [_load(label, name, _pick_device(device)) for label, name in names]
-    prepare_output_folder(folder, overwrite, resume)
-    run = _run(specs, options, fixed, folder, show_progress=not json_output)
-    _print_run(run, folder, json_output)
+            return finished_harness(run, place, profile)
+
+        def if_there(name: str, place: Path) -> "Finished":
+            return harness(name, place, available_tasks(source, name))
+
+        if suite == "all":
+            prepare_output_folder(folder, overwrite, resume)
+            every: dict[str, Callable[[Path], Finished]] = {
+                "babilong": lambda place: babilong(place, loaded),
+                "mqar": lambda place: measured("mqar", place, rows, trained, resume),
+                "perplexity": lambda place: measured("perplexity", place, rows, trained, resume),
+                **{name: partial(if_there, name) for name in HARNESS_SUITES},
+            }
+            finished = evaluate_all(folder, every, command_line(sys.argv), show_titles=not json_output)
+        else:
+            finished = harness(suite, folder, wanted)
+    finished.print(folder, json_output)
 
 
 def _options(
@@ -213,7 +289,6 @@ def _options(
     layout: str | None,
     background: str,
     babi: Path | None,
-    batch_size: str,
     fixed: "FixedSamples | None",
     **others: Any,
 ) -> "SuiteOptions":
@@ -241,7 +316,6 @@ def _options(
         lengths=check_lengths(known_lengths if lengths is None else _words(lengths)),
         layout=trained_layout(folder) if layout is None else _check_layout(layout),
         background=background,
-        batch_size=_parse_batch_size(batch_size),
         **names,
         **others,
     )
@@ -250,6 +324,8 @@ def _options(
 def _published(data: list[Path] | None, babi: Path | None, num_samples: int) -> "FixedSamples | None":
     if not data:
         return None
+    if [str(path) for path in data] == ["sample"]:
+        raise ConfigError("babilong makes its own samples; leave out --data sample, and see --limit")
     if babi is not None:
         raise ConfigError("--data and --babi exclude each other; give one of them")
     from mnemon.evaluation.suite import read_published
@@ -260,22 +336,22 @@ def _published(data: list[Path] | None, babi: Path | None, num_samples: int) -> 
 def _check_suite(context: typer.Context, suite: str) -> None:
     """Refuse an unknown suite, and options that say nothing about this one."""
     if suite not in _SUITES:
-        raise ConfigError(f"unknown suite {suite!r}; expected one of {', '.join(_SUITES)}")
+        near = difflib.get_close_matches(suite.lower(), _SUITES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown suite {suite!r}; {hint}expected one of {', '.join(_SUITES)}")
     for parameter in context.command.params:
         name = parameter.name or ""
         source = context.get_parameter_source(name)
         given = source is not None and source.name == "COMMANDLINE"
         if given and name not in _COMMON_OPTIONS and name not in _SUITES[suite]:
             homes = [other for other, names in _SUITES.items() if name in names]
-            raise ConfigError(
-                f"{parameter.opts[0]} is for --suite {' and '.join(homes)}, not for {suite}; leave it out"
-            )
+            raise ConfigError(f"{parameter.opts[0]} is for --suite {', '.join(homes)}; for {suite} leave it out")
 
 
 def _load_rows(
-    names: list[tuple[str | None, str]], suite: str, device: str, controls: bool
+    names: list[tuple[str | None, str]], device: str, controls: bool
 ) -> "tuple[list[ModelSpec], dict[str, Any]]":
-    """Load the models of a suite without generation, and what the first one was trained on."""
+    """Load models with or without tokenizers, and what the first one was trained on."""
     from mnemon.evaluation.checkpoints import has_tokenizer, load_network_spec, trained_data
     from mnemon.evaluation.controls import with_controls
     from mnemon.models.loading import resolve
@@ -299,42 +375,42 @@ def _load(label: str | None, name: str, device: str) -> "ModelSpec":
 
 def _run(
     specs: "list[ModelSpec]", options: "SuiteOptions", fixed: "FixedSamples | None", folder: Path, show_progress: bool
-) -> "EvaluationRun":
-    """Evaluate and write everything; an interruption leaves the finished cells for --resume."""
-    from mnemon.evaluation.run import write_run
-    from mnemon.evaluation.suite import evaluate_models, number_of_questions
+) -> "tuple[EvaluationRun, str]":
+    """Evaluate and write everything, and say how much of the time the models took.
 
+    An interruption leaves the finished cells for --resume.
+    """
+    from mnemon.evaluation.clock import TimedSamples, forward_clock
+    from mnemon.evaluation.run import write_run
+    from mnemon.evaluation.suite import evaluate_models, generated_samples, number_of_questions
+
+    source = TimedSamples(generated_samples(specs[0].tokenizer, options) if fixed is None else fixed)
     try:
-        with question_bar(show_progress, number_of_questions(specs, options)) as progress:
+        with ExitStack() as stack:
+            clocks = [stack.enter_context(forward_clock(spec.model)) for spec in specs]
+            progress = stack.enter_context(question_bar(show_progress, number_of_questions(specs, options)))
+            started = time.perf_counter()
             run = evaluate_models(
                 specs,
                 options,
-                samples=fixed,
+                samples=source,
                 cells_folder=folder / "cells",
                 command=command_line(sys.argv),
                 progress=progress,
             )
+            seconds = time.perf_counter() - started
     except KeyboardInterrupt:
         print(f"{folder}: finished cells are kept; go on with --resume", file=sys.stderr)
         raise
     write_run(folder, run)
-    return run
+    share = share_in_model(sum(clock.seconds for clock in clocks), seconds - source.seconds)
+    return run, f"{share}; making the samples took {source.seconds:.2f} s more"
 
 
-def _print_run(run: "EvaluationRun", folder: Path, as_json: bool) -> None:
-    from mnemon.evaluation.run import summary
-    from mnemon.evaluation.tables import RETRIEVAL_NOTE, has_retrieval, retrieval_grid
-
-    comparison = run.comparison
-    if as_json:
-        print(json.dumps({"output": str(folder), **summary(run, comparison)}, ensure_ascii=False))
-        return
-    print_comparison(comparison)
-    if has_retrieval(comparison):
-        print_grid(retrieval_grid(comparison), "Retrieval", RETRIEVAL_NOTE)
-    if run.diagnostics:
-        print_memory(run.diagnostics)
-    print(f"Report: {folder / 'report.html'}")
+def _need_tokenizers(specs: "list[ModelSpec]") -> None:
+    for spec in specs:
+        if spec.tokenizer is None:
+            raise ConfigError(f"{spec.label} has no tokenizer, so it reads no text")
 
 
 def _words(text: str) -> list[str]:

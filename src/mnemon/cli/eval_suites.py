@@ -1,6 +1,5 @@
 """`mnemon eval --suite mqar` and `--suite perplexity`: the suites that need no generation."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,9 +27,9 @@ def evaluate_recall(
     seed: int,
     folder: Path,
     overwrite: bool,
-    as_json: bool,
-) -> None:
-    """Measure recall on MQAR, write and print it.
+    show_progress: bool,
+) -> "MeasuredRun":
+    """Measure recall on MQAR and write it.
 
     Args:
         specs: models.
@@ -40,14 +39,14 @@ def evaluate_recall(
         seed: of the samples.
         folder: output folder.
         overwrite: empty it first.
-        as_json: print JSON.
+        show_progress: on standard error.
     """
     from mnemon.evaluation.measures import recall_rows
 
     settings = _slices(slices, trained if trained.get("kind") == "mqar" else {}, specs[0].model.config.vocab_size)
     total = len(specs) * num_samples * sum(part.length for part in settings)
     about = {"slices": [vars(part) for part in settings], "samples": num_samples, "seed": seed}
-    _run(
+    return _run(
         "mqar",
         specs,
         about,
@@ -55,7 +54,7 @@ def evaluate_recall(
         total,
         folder,
         overwrite,
-        as_json,
+        show_progress,
     )
 
 
@@ -68,9 +67,9 @@ def evaluate_perplexity(
     num_samples: int,
     folder: Path,
     overwrite: bool,
-    as_json: bool,
-) -> None:
-    """Measure perplexity on held-out text, write and print it.
+    show_progress: bool,
+) -> "MeasuredRun":
+    """Measure perplexity on held-out text and write it.
 
     Args:
         specs: models with their tokenizers.
@@ -80,7 +79,7 @@ def evaluate_perplexity(
         num_samples: most windows of the longest length.
         folder: output folder.
         overwrite: empty it first.
-        as_json: print JSON.
+        show_progress: on standard error.
     """
     from mnemon.data.sample import parse_length
     from mnemon.evaluation.measures import perplexity_rows
@@ -99,7 +98,7 @@ def evaluate_perplexity(
             raise ConfigError(f"{spec.label} has no tokenizer, so it reads no text; use --suite mqar")
     total = len(specs) * num_samples * max(blocks) * len(blocks)
     about = {"background": source, "lengths": blocks, "samples": num_samples}
-    _run(
+    return _run(
         "perplexity",
         specs,
         about,
@@ -107,7 +106,7 @@ def evaluate_perplexity(
         total,
         folder,
         overwrite,
-        as_json,
+        show_progress,
     )
 
 
@@ -142,24 +141,22 @@ def _run(
     total: int,
     folder: Path,
     overwrite: bool,
-    as_json: bool,
-) -> None:
+    show_progress: bool,
+) -> "MeasuredRun":
     from mnemon.evaluation.machine import describe_machine
     from mnemon.evaluation.measures import MeasuredRun, write_measures
 
     prepare_output_folder(folder, overwrite)
-    with token_bar(not as_json, total) as progress:
+    with token_bar(show_progress, total) as progress:
         rows, samples = measure(progress)
     machine = describe_machine(str(specs[0].model.device))
     run = MeasuredRun(suite, settings, rows, command_line(sys.argv), machine, samples)
     write_measures(folder, run)
-    _print(run, folder, as_json)
+    return run
 
 
-def _print(run: "MeasuredRun", folder: Path, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"output": str(folder), **run.value()}, ensure_ascii=False))
-        return
+def print_measures(run: "MeasuredRun", folder: Path) -> None:
+    """Print the table of a suite without generation."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -6,13 +6,15 @@ B x T x T, which is what runs out first at long lengths.
 """
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from mnemon.errors import ConfigError, DataError
 
@@ -30,7 +32,6 @@ class Answers:
     new_tokens: int
 
 
-@torch.no_grad()
 def generate_answers(
     model: Any,
     tokenizer: Any,
@@ -62,6 +63,54 @@ def generate_answers(
         ConfigError: if a number is out of range, or the model cannot read so many tokens.
         DataError: if a prompt has no token.
     """
+    rows = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]] if prompts else []
+    for index, row in enumerate(rows):
+        if not row:
+            raise DataError(f"prompt {index} has no token; an empty prompt cannot be answered")
+    return continue_rows(
+        model,
+        tokenizer,
+        rows,
+        batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
+        max_new_tokens=max_new_tokens,
+        generate_kwargs=generate_kwargs,
+        on_batch=on_batch,
+    )
+
+
+@torch.no_grad()
+def continue_rows(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[list[int]],
+    *,
+    batch_size: int | None = None,
+    max_batch_tokens: int | None = None,
+    max_new_tokens: int = 20,
+    stop: Sequence[str] = (),
+    generate_kwargs: Mapping[str, Any] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Answers:
+    """Continue every row of token ids greedily until the end-of-sequence token, a stop text or `max_new_tokens`.
+
+    Args:
+        model: any causal language model with Hugging Face's `generate`.
+        tokenizer: its tokenizer; needs an end-of-sequence or padding token.
+        rows: prompts as token ids, none of them empty.
+        batch_size: most prompts per call; None leaves it to the token budget alone.
+        max_batch_tokens: most padded prompt tokens per call; None chooses by `batch_token_budget`.
+        max_new_tokens: longest answer in tokens.
+        stop: texts that end an answer; neither they nor what follows them belong to it.
+        generate_kwargs: further arguments for `model.generate`.
+        on_batch: called with the number of prompts just finished.
+
+    Returns:
+        The texts without special tokens, in the order of the prompts, with seconds and token counts.
+
+    Raises:
+        ConfigError: if a number is out of range, or the model cannot read so many tokens.
+    """
     for name, value in (
         ("batch_size", batch_size),
         ("max_batch_tokens", max_batch_tokens),
@@ -69,24 +118,46 @@ def generate_answers(
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
-    rows = [list(ids) for ids in tokenizer(list(prompts))["input_ids"]] if prompts else []
-    for index, row in enumerate(rows):
-        if not row:
-            raise DataError(f"prompt {index} has no token; an empty prompt cannot be answered")
     config = _greedy_config(model, tokenizer, max_new_tokens)
     budget = max_batch_tokens or batch_token_budget(model)
     texts, new_tokens, seconds = [""] * len(rows), 0, 0.0
     with _evaluating(model, config):
         for batch in plan_batches([len(row) for row in rows], batch_size=batch_size, max_batch_tokens=budget):
+            width = max(len(rows[i]) for i in batch)
+            arguments = dict(generate_kwargs or {})
+            if stop:
+                arguments["stopping_criteria"] = StoppingCriteriaList([_StopAtText(tokenizer, stop, width)])
             started = time.perf_counter()
-            new_rows = _generate_batch(model, [rows[i] for i in batch], config, generate_kwargs or {})
+            new_rows = _generate_batch(model, [rows[i] for i in batch], config, arguments)
             seconds += time.perf_counter() - started
             for index, new_row in zip(batch, new_rows, strict=True):
-                texts[index] = tokenizer.decode(new_row, skip_special_tokens=True)
+                texts[index] = _before(tokenizer.decode(new_row, skip_special_tokens=True), stop)
                 new_tokens += len(new_row)
             if on_batch is not None:
                 on_batch(len(batch))
     return Answers(texts, seconds, sum(map(len, rows)), new_tokens)
+
+
+class _StopAtText(StoppingCriteria):
+    """Ends a row once its new tokens spell one of the stop texts, however they are cut into tokens."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_width: int) -> None:
+        self._tokenizer, self._stop, self._start = tokenizer, tuple(stop), prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+        texts = self._tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
+        done = [any(text in written for text in self._stop) for written in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    ends = [place for place in (text.find(word) for word in stop) if place >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def accepts(model: Any, argument: str) -> bool:
+    """Tell whether a model's forward takes an argument by name."""
+    return argument in inspect.signature(model.forward).parameters
 
 
 def batch_token_budget(model: Any) -> int:

@@ -207,12 +207,15 @@ def write_measures(folder: Path, run: MeasuredRun) -> None:
     Raises:
         RunError: if the disk is full or the place is not writable.
     """
-    page = (
-        f"**{TITLES[run.suite]}**\n\n{measures_grid(run).markdown()}\n{NOTES[run.suite]}\n\nCommand: `{run.command}`\n"
-    )
     atomic_write_text(folder / SAMPLES, sample_lines(run.samples))
-    atomic_write_text(folder / TABLE, page)
+    atomic_write_text(folder / TABLE, measures_page(run))
     atomic_write_json(folder / RESULTS, run.value())
+
+
+def measures_page(run: MeasuredRun) -> str:
+    """Write the table of a run as Markdown without headings."""
+    table = measures_grid(run).markdown()
+    return f"**{TITLES[run.suite]}**\n\n{table}\n{NOTES[run.suite]}\n\nCommand: `{run.command}`\n"
 
 
 TITLES = {"mqar": "MQAR: queries answered rightly, in percent", "perplexity": "Perplexity of held-out text"}
