@@ -1,0 +1,217 @@
+"""Run what a study has planned, in this process or in several, and never twice.
+
+A run is finished when its `summary.json` says so and its `measures.json` is there; an interrupted one goes on from its
+newest checkpoint. Ctrl-C lets every running one save a checkpoint and stop.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from mnemon.errors import ConfigError, DataError, MnemonError, RunError
+from mnemon.files import atomic_write_text, read_text
+from mnemon.studies.study import Json, PlannedRun, Study
+from mnemon.training.recipe import Recipe
+from mnemon.training.recipe_io import load_recipe
+from mnemon.training.run import RECIPE_FILE, SUMMARY_FILE, train
+
+MEASURES = "measures.json"
+_INTERRUPTED = 130
+_PATIENCE = 120.0
+_MAY_DIFFER = ("output", "optimisation.threads", "data.workers")
+
+Report = Callable[[str], None]
+
+
+def execute(study: Study, runs: Sequence[PlannedRun], root: Path, jobs: int, report: Report) -> None:
+    """Train and measure the runs that are not finished.
+
+    Args:
+        study: what is measured.
+        runs: from `mnemon.studies.planning.plan_runs`.
+        root: folder of the study.
+        jobs: runs at the same time, each in a process of its own; 1 = all in this process.
+        report: told when a run ends.
+
+    Raises:
+        ConfigError: a folder holds a run of another recipe.
+        RunError: a run in a process of its own failed; the others are stopped and can go on later.
+        KeyboardInterrupt: after Ctrl-C, when all runs have saved their state.
+    """
+    left = [run for run in runs if not is_finished(run, root)]
+    if len(left) < len(runs):
+        report(f"{len(runs) - len(left)} of {len(runs)} runs are finished already")
+    if jobs > 1 and len(left) > 1:
+        _execute_in_processes(study, left, root, jobs, report)
+        return
+    for number, run in enumerate(left, start=1):
+        started = time.monotonic()
+        complete(study, run, root)
+        report(f"{number} of {len(left)}: {run.name}, {time.monotonic() - started:.0f} s")
+
+
+def complete(study: Study, run: PlannedRun, root: Path) -> None:
+    """Train a run, or go on with it, and measure it.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted and has saved a checkpoint.
+    """
+    folder = run.folder(root)
+    if not _is_trained(folder):
+        resumable = any((folder / "checkpoints").glob("checkpoint-*"))
+        overwrite = folder.is_dir() and not resumable
+        summary = train(run.recipe, folder, overwrite=overwrite, resume=resumable, show_progress=False)
+        if summary["stop_reason"] == "interrupted":
+            raise KeyboardInterrupt
+    measures = {"samples": run.samples, **study.measure(run, folder)}
+    atomic_write_text(folder / MEASURES, json.dumps(measures, allow_nan=False) + "\n")
+
+
+def is_finished(run: PlannedRun, root: Path) -> bool:
+    """Say whether a run is trained and measured.
+
+    Raises:
+        ConfigError: the folder holds a run of another recipe.
+    """
+    folder = run.folder(root)
+    if (folder / RECIPE_FILE).is_file():
+        _check_recipe(folder, run.recipe)
+    return (
+        _is_trained(folder)
+        and (folder / MEASURES).is_file()
+        and read_json(folder / MEASURES)["samples"] == (run.samples)
+    )
+
+
+def read_json(path: Path) -> Json:
+    """Read a JSON object of a run.
+
+    Raises:
+        DataError: the file is missing or not a JSON object.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); delete it and run again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}; delete it and run again")
+    return value
+
+
+def _is_trained(folder: Path) -> bool:
+    """Say whether the run in a folder came to its end, its own validation included."""
+    if not (folder / SUMMARY_FILE).is_file():
+        return False
+    summary = read_json(folder / SUMMARY_FILE)
+    return summary.get("stop_reason") != "interrupted" and bool(summary.get("validation"))
+
+
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    earlier = load_recipe(folder / RECIPE_FILE).model_dump(mode="json")
+    for key, before, now in _differences(earlier, recipe.model_dump(mode="json")):
+        if not key.startswith(_MAY_DIFFER):
+            raise ConfigError(
+                f"{folder}: holds a run with {key} {before!r}, this study wants {now!r}; use --overwrite or another "
+                "--output"
+            )
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Go through the dotted keys in which two nested dictionaries differ, with both values."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            yield from _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif before != now:
+        yield prefix, before, now
+
+
+def _execute_in_processes(study: Study, runs: Sequence[PlannedRun], root: Path, jobs: int, report: Report) -> None:
+    context = multiprocessing.get_context("spawn")
+    waiting, done = list(runs), 0
+    active: dict[int, tuple[Any, Connection, PlannedRun]] = {}
+    with _termination_interrupts():
+        try:
+            while waiting or active:
+                while waiting and len(active) < jobs:
+                    run = waiting.pop(0)
+                    receiver, sender = context.Pipe(duplex=False)
+                    process = context.Process(target=_complete_alone, args=(study, run, root, sender))
+                    process.start()
+                    sender.close()
+                    active[process.sentinel] = (process, receiver, run)
+                ended = wait(list(active))
+                for sentinel in [sentinel for sentinel in active if sentinel in ended]:
+                    process, receiver, run = active.pop(sentinel)
+                    process.join()
+                    _check_end(process.exitcode, receiver, run)
+                    done += 1
+                    report(f"{done} of {len(runs)}: {run.name}")
+        finally:
+            _stop([process for process, _, _ in active.values()])
+
+
+def _check_end(code: int | None, receiver: Connection, run: PlannedRun) -> None:
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
+        try:
+            reason = receiver.recv()
+        except EOFError:
+            reason = f"its process ended with code {code}"
+        raise RunError(f"{run.name}: {reason}")
+
+
+def _stop(processes: Sequence[Any]) -> None:
+    """Ask processes to save their state and end, and end those that do not in time."""
+    for process in processes:
+        os.kill(process.pid, signal.SIGINT)
+    deadline = time.monotonic() + _PATIENCE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _complete_alone(study: Study, run: PlannedRun, root: Path, sender: Connection) -> None:
+    """Complete a run in this process, which has been started for it; what goes wrong is told to the parent."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    os.setsid()  # the parent passes Ctrl-C on: a second one from the terminal would not wait for the checkpoint
+    try:
+        complete(study, run, root)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except MnemonError as error:
+        sender.send(str(error))
+        sys.exit(2)
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Treat a request to terminate like Ctrl-C, so that no child is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

@@ -1,0 +1,42 @@
+"""Find studies by name."""
+
+import difflib
+
+from mnemon.errors import ConfigError
+from mnemon.studies.mom_mqar import MomMqar
+from mnemon.studies.mom_text import MomText
+from mnemon.studies.study import Scale, Study
+
+_STUDIES: dict[str, Study] = {study.name: study for study in (MomMqar(), MomText())}
+
+
+def list_studies() -> tuple[str, ...]:
+    """Return the names of all studies."""
+    return tuple(_STUDIES)
+
+
+def get_study(name: str) -> Study:
+    """Return the study of a name.
+
+    Raises:
+        ConfigError: there is none; the nearest name is given.
+    """
+    if name not in _STUDIES:
+        raise ConfigError(f"no study is called {name!r}{_near(name, list(_STUDIES))}")
+    return _STUDIES[name]
+
+
+def get_scale(study: Study, name: str) -> Scale:
+    """Return a size of a study.
+
+    Raises:
+        ConfigError: the study has no such size.
+    """
+    if name not in study.scales:
+        raise ConfigError(f"{study.name} has no scale {name!r}{_near(name, list(study.scales))}")
+    return study.scales[name]
+
+
+def _near(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"
