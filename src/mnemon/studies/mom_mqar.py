@@ -135,8 +135,8 @@ class MomMqar(Study):
             f"A decoder of width {base['hidden_size']} with a convolution before its memories ({mom['num_heads']} "
             f"heads of {mom['head_dim']}) learns associative recall (MQAR, arXiv:2312.04927); trained on pairs in "
             f"tokens: {trained}. *Single* is one memory, *mom* a mixture of {mom['num_memories']} memories of which a "
-            f"token goes to {mom['top_k']}{shared}, *enlarged* one memory whose state has as many bytes as the mixture's, "
-            "*attention* the softmax attention of the decoder.",
+            f"token goes to {mom['top_k']}{shared}, *enlarged* one memory whose state has as many bytes as the "
+            "mixture's, *attention* the softmax attention of the decoder.",
             "",
         ]
         if results["comparisons"]:
@@ -196,9 +196,9 @@ def sentences(comparisons: Sequence[Json]) -> Iterator[str]:
 _COMPARISON_NOTE = (
     "Differences in percentage points of the mean over all slices, on the same samples and seeds, with 95 % intervals "
     "over seeds and samples (crossed bootstrap); p from the same draws, Holm-corrected over the rules. *Helps*: "
-    f"corrected p below {_SIGNIFICANT} and better in every one of several seeds. *Does not help*: the interval ends below "
-    f"{100 * _MATTERS:.0f} point. Neither where both arms are no better than guessing one of the values shown, or both "
-    f"above {100 * _CEILING:.0f} %. Three seeds are few: intervals over them are rather too narrow."
+    f"corrected p below {_SIGNIFICANT} and better in every one of several seeds. *Does not help*: the interval ends "
+    f"below {100 * _MATTERS:.0f} point. Neither where both arms are no better than guessing one of the values shown, or "
+    f"both above {100 * _CEILING:.0f} %. Three seeds are few: intervals over them are rather too narrow."
 )
 
 
