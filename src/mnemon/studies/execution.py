@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ import transformers
 from mnemon.errors import ConfigError, DataError, MnemonError, RunError
 from mnemon.files import atomic_write_text, read_text
 from mnemon.studies.study import Json, PlannedRun, Study
-from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import load_recipe
 from mnemon.training.run import RECIPE_FILE, SUMMARY_FILE, train
 
@@ -88,12 +87,10 @@ def is_finished(run: PlannedRun, root: Path) -> bool:
     """
     folder = run.folder(root)
     if (folder / RECIPE_FILE).is_file():
-        _check_recipe(folder, run.recipe)
-    return (
-        _is_trained(folder)
-        and (folder / MEASURES).is_file()
-        and read_json(folder / MEASURES)["samples"] == (run.samples)
-    )
+        earlier = load_recipe(folder / RECIPE_FILE)
+        refuse_other(folder, earlier.model_dump(mode="json"), run.recipe.model_dump(mode="json"))
+    measured = (folder / MEASURES).is_file() and read_json(folder / MEASURES)["samples"] == run.samples
+    return measured and _is_trained(folder)
 
 
 def read_json(path: Path) -> Json:
@@ -119,13 +116,21 @@ def _is_trained(folder: Path) -> bool:
     return summary.get("stop_reason") != "interrupted" and bool(summary.get("validation"))
 
 
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
-    earlier = load_recipe(folder / RECIPE_FILE).model_dump(mode="json")
-    for key, before, now in _differences(earlier, recipe.model_dump(mode="json")):
-        if not key.startswith(_MAY_DIFFER):
+def refuse_other(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on in a folder with another recipe than it was begun with; where it is written may differ.
+
+    Args:
+        folder: to name in the message.
+        before: what the folder was begun with, as nested dictionaries.
+        now: what is wanted.
+
+    Raises:
+        ConfigError: they differ; the first key is named.
+    """
+    for key, old, new in _differences(before, now):
+        if not key.removeprefix("recipe.").startswith(_MAY_DIFFER):
             raise ConfigError(
-                f"{folder}: holds a run with {key} {before!r}, this study wants {now!r}; use --overwrite or another "
-                "--output"
+                f"{folder}: was begun with {key} {old!r}, now it is {new!r}; use --overwrite or another --output"
             )
 
 
@@ -149,7 +154,8 @@ def _execute_in_processes(study: Study, runs: Sequence[PlannedRun], root: Path, 
                     run = waiting.pop(0)
                     receiver, sender = context.Pipe(duplex=False)
                     process = context.Process(target=_complete_alone, args=(study, run, root, sender))
-                    process.start()
+                    with _interrupts_ignored():
+                        process.start()
                     sender.close()
                     active[process.sentinel] = (process, receiver, run)
                 ended = wait(list(active))
@@ -177,7 +183,7 @@ def _check_end(code: int | None, receiver: Connection, run: PlannedRun) -> None:
 def _stop(processes: Sequence[Any]) -> None:
     """Ask processes to save their state and end, and end those that do not in time."""
     for process in processes:
-        os.kill(process.pid, signal.SIGINT)
+        process.terminate()
     deadline = time.monotonic() + _PATIENCE
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -191,6 +197,7 @@ def _complete_alone(study: Study, run: PlannedRun, root: Path, sender: Connectio
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     os.setsid()  # the parent passes Ctrl-C on: a second one from the terminal would not wait for the checkpoint
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         complete(study, run, root)
     except KeyboardInterrupt:
@@ -200,18 +207,36 @@ def _complete_alone(study: Study, run: PlannedRun, root: Path, sender: Connectio
         sys.exit(2)
 
 
+def _stop_with_parent() -> None:
+    """Stop this process like `_stop` when the parent dies, so that nobody else finds its run still going."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """Treat a request to terminate like Ctrl-C, so that no child is left behind."""
+def _handled(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Handle a signal in another way for a while; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    earlier = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, earlier)
+
+
+def _termination_interrupts() -> AbstractContextManager[None]:
+    """Treat a request to terminate like Ctrl-C, so that no child is left behind."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    earlier = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
+    return _handled(signal.SIGTERM, interrupt)
+
+
+def _interrupts_ignored() -> AbstractContextManager[None]:
+    """Start a child that a Ctrl-C in the terminal does not reach: the parent asks it to stop, once."""
+    return _handled(signal.SIGINT, signal.SIG_IGN)

@@ -85,6 +85,8 @@ def _planned(
     recipe = load_recipe(study.recipe, [*scale.changes, *changes, *variant.changes, *own])
     if recipe.optimisation.max_tokens is None:
         raise ConfigError("a study compares runs of equal length; set optimisation.max_tokens")
+    if not recipe.evaluation.samples:
+        raise ConfigError("a study measures its runs; set evaluation.samples to at least 1")
     return PlannedRun(variant, recipe, scale.samples)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from mnemon.errors import DataError
 from mnemon.evaluation.machine import describe_machine
 from mnemon.files import atomic_write_bytes, atomic_write_json, atomic_write_text, prepare_output_folder
-from mnemon.studies.execution import MEASURES, execute, read_json
+from mnemon.studies.execution import MEASURES, execute, read_json, refuse_other
 from mnemon.studies.planning import base_recipe, choose_variants, model_facts, plan_runs
 from mnemon.studies.registry import get_scale, get_study
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
@@ -18,7 +18,7 @@ from mnemon.training.run import SUMMARY_FILE
 from mnemon.training.trainer import wants_cuda
 
 FORMAT = "mnemon-study-1"
-RESULTS, PAGE = "results.json", "page.md"
+PLAN, RESULTS, PAGE = "study.json", "results.json", "page.md"
 
 
 def dry_run(name: str, scale_name: str, seeds: int | None, only: Sequence[str], changes: Sequence[str]) -> Json:
@@ -98,11 +98,11 @@ def reproduce(
     """
     study = get_study(name)
     scale = get_scale(study, scale_name)
-    variants = choose_variants(study, scale, base_recipe(study, scale, changes), only)
+    base = base_recipe(study, scale, changes)
+    variants = choose_variants(study, scale, base, only)
     plan_runs(study, scale, variants, 1, changes)  # whatever is wrong with a variant is told before anything starts
-    occupied = root.is_dir() and any(root.iterdir())
-    prepare_output_folder(root, overwrite, resume=occupied and not overwrite)
-    changes = [*changes, *study.prepare(base_recipe(study, scale, changes), root)]
+    _prepare_root(root, {"study": name, "scale": scale_name, "recipe": base.model_dump(mode="json")}, overwrite)
+    changes = [*changes, *study.prepare(base, root)]
     scores = _tune(study, scale, variants, changes, root, jobs, report) if tune else {}
     rates = {variant: max(found, key=lambda rate: found[rate]) for variant, found in scores.items()}
     runs = plan_runs(study, scale, variants, seeds or scale.seeds, changes, rates if tune else None)
@@ -122,6 +122,15 @@ def reproduce(
     atomic_write_json(root / RESULTS, results)
     write_page(root / PAGE, results, "")
     return results
+
+
+def _prepare_root(root: Path, plan: Json, overwrite: bool) -> None:
+    """Make the folder of a study, or make sure that the study in it is this one, whatever of it has run already."""
+    begun = (root / PLAN).is_file() and not overwrite
+    if begun:
+        refuse_other(root, read_json(root / PLAN), plan)
+    prepare_output_folder(root, overwrite, resume=begun, resumable=False)
+    atomic_write_json(root / PLAN, plan)
 
 
 def collect(study: Study, runs: Sequence[PlannedRun], root: Path, scores: Mapping[str, Mapping[float, float]]) -> Json:
