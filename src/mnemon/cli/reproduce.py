@@ -26,7 +26,10 @@ def reproduce(
     background: Annotated[
         str | None, typer.Option(help="Text of mom-text: stdlib, a folder of .txt files, or hf:NAME.")
     ] = None,
-    tune: Annotated[bool, typer.Option("--tune", help="Choose every variant's learning rate on seed 0.")] = False,
+    tune: Annotated[
+        str | None,
+        typer.Option(metavar="RATE,RATE,...", help="Choose every variant's learning rate from these, on seed 0."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the study. (default: runs/studies/STUDY)")
@@ -59,13 +62,24 @@ def reproduce(
         seeds=seeds,
         only=only or [],
         changes=wanted,
-        tune=tune,
+        tune=_rates(tune),
         jobs=jobs,
         overwrite=overwrite,
         command=command_line(sys.argv),
         report=lambda text: print(text, file=sys.stderr, flush=True),
     )
     print(json.dumps({"output": str(folder), **results}) if json_output else read_text(folder / PAGE))
+
+
+def _rates(text: str | None) -> list[float]:
+    """Read the learning rates of `--tune`."""
+    try:
+        rates = sorted({float(word) for word in text.split(",")}) if text is not None else []
+    except ValueError:
+        rates = [0.0]
+    if any(rate <= 0 for rate in rates):
+        raise ConfigError(f"--tune {text}: expected learning rates above 0 such as 0.001,0.003")
+    return rates
 
 
 def _text_change(recipe: str, study: str, background: str | None) -> list[str]:

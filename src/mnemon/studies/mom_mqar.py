@@ -63,7 +63,6 @@ class MomMqar(Study):
         "tiny": Scale(_TINY, seeds=1, samples=8, rules=_ABLATED),
         "small": Scale((), seeds=3, samples=1000),
     }
-    learning_rates = (0.001, 0.003, 0.01)
 
     def variants(self, base: Recipe, rules: Sequence[str]) -> tuple[Variant, ...]:
         """Return attention, three arms per rule, and the ablations."""

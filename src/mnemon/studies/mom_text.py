@@ -50,7 +50,6 @@ class MomText(Study):
         "tiny": Scale(_TINY, seeds=1, samples=2, rules=("gated_delta_net", "gla")),
         "small": Scale(("evaluation.samples=32",), seeds=3, samples=32),
     }
-    learning_rates = (0.001, 0.003, 0.006)
 
     def variants(self, base: Recipe, rules: Sequence[str]) -> tuple[Variant, ...]:
         """Return attention, and two arms per rule."""
@@ -77,14 +76,16 @@ class MomText(Study):
     def measure(self, run: PlannedRun, folder: Path) -> Json:
         """Take over the perplexities measured at the end of the run, and its loss over the tokens read."""
         table = read_json(folder / SUMMARY_FILE)["validation"]
-        entries = [json.loads(line) for line in read_text(folder / LOG_FILE).splitlines()]
         cells = [table[str(length)]["text"] for length in self.lengths(run.recipe)]
-        return {"cells": cells, "curve": [[entry["tokens"], entry["loss"]] for entry in entries]}
+        return {"cells": cells, "curve": _curve(_log(folder), run.recipe.output.log_every_steps)}
 
     def score(self, folder: Path) -> float:
         """Return the negative training loss over the last quarter of the run: held-out text is for the report."""
-        losses = [json.loads(line)["loss"] for line in read_text(folder / LOG_FILE).splitlines()]
-        return -float(np.mean(losses[-max(1, len(losses) // 4) :]))
+        entries = _log(folder)
+        steps = np.array([entry["step"] for entry in entries])
+        late = steps > 0.75 * steps[-1]
+        losses = np.array([entry["loss"] for entry in entries])
+        return -float(np.average(losses[late], weights=np.diff(steps, prepend=0)[late]))
 
     def analyse(self, variants: Sequence[Json], measures: Mapping[str, Sequence[Json]]) -> Json:
         """Add a row per length and the loss curve to every variant; compare mixture and single memory seed by seed."""
@@ -138,6 +139,24 @@ class MomText(Study):
         from mnemon.studies.figures import loss_curves
 
         return [loss_curves(results["variants"])]
+
+
+def _log(folder: Path) -> list[Json]:
+    return [json.loads(line) for line in read_text(folder / LOG_FILE).splitlines()]
+
+
+def _curve(entries: Sequence[Json], every: int) -> list[list[float]]:
+    """Return tokens read and mean loss for every so many steps, whatever checkpoints have cut the log into.
+
+    Args:
+        entries: lines of the log in order; the loss of each is the mean over the steps since the one before.
+        every: steps.
+    """
+    steps = np.array([entry["step"] for entry in entries])
+    summed = np.cumsum(np.diff(steps, prepend=0) * [entry["loss"] for entry in entries])
+    ends = [number for number, step in enumerate(steps) if step % every == 0 or number == len(steps) - 1]
+    means = np.diff(summed[ends], prepend=0.0) / np.diff(steps[ends], prepend=0)
+    return [[entries[end]["tokens"], float(mean)] for end, mean in zip(ends, means, strict=True)]
 
 
 def _differences(mixture: Json, single: Json) -> list[Json]:

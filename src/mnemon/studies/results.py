@@ -67,7 +67,7 @@ def reproduce(
     seeds: int | None = None,
     only: Sequence[str] = (),
     changes: Sequence[str] = (),
-    tune: bool = False,
+    tune: Sequence[float] = (),
     jobs: int = 1,
     overwrite: bool = False,
     command: str = "",
@@ -82,7 +82,7 @@ def reproduce(
         seeds: number of seeds; None = the scale's.
         only: patterns of variants; none = all.
         changes: `section.key=value` for all runs.
-        tune: choose every variant's learning rate from the study's list by seed 0.
+        tune: learning rates to choose every variant's from, by seed 0; none = the recipe's for all.
         jobs: runs at the same time.
         overwrite: empty the folder first.
         command: how it was asked for, for the record.
@@ -103,7 +103,7 @@ def reproduce(
     plan_runs(study, scale, variants, 1, changes)  # whatever is wrong with a variant is told before anything starts
     _prepare_root(root, {"study": name, "scale": scale_name, "recipe": base.model_dump(mode="json")}, overwrite)
     changes = [*changes, *study.prepare(base, root)]
-    scores = _tune(study, scale, variants, changes, root, jobs, report) if tune else {}
+    scores = _tune(study, scale, variants, tune, changes, root, jobs, report)
     rates = {variant: max(found, key=lambda rate: found[rate]) for variant, found in scores.items()}
     runs = plan_runs(study, scale, variants, seeds or scale.seeds, changes, rates if tune else None)
     execute(study, runs, root, jobs, report)
@@ -167,15 +167,18 @@ def _tune(
     study: Study,
     scale: Scale,
     variants: Sequence[Variant],
+    learning_rates: Sequence[float],
     changes: Sequence[str],
     root: Path,
     jobs: int,
     report: Callable[[str], None],
 ) -> dict[str, dict[float, float]]:
     """Train every variant with every learning rate on seed 0; return their scores."""
+    if not learning_rates:
+        return {}
     by_rate = {
         rate: plan_runs(study, scale, variants, 1, changes, dict.fromkeys((v.name for v in variants), rate))
-        for rate in study.learning_rates
+        for rate in learning_rates
     }
     execute(study, [run for runs in by_rate.values() for run in runs], root, jobs, report)
     scores: dict[str, dict[float, float]] = {}

@@ -86,14 +86,12 @@ class Study(ABC):
         title: heading of its page.
         recipe: name of the shipped base recipe.
         scales: sizes by name.
-        learning_rates: what `--tune` chooses from.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     recipe: ClassVar[str]
     scales: ClassVar[Mapping[str, Scale]]
-    learning_rates: ClassVar[tuple[float, ...]]
 
     @abstractmethod
     def variants(self, base: Recipe, rules: Sequence[str]) -> tuple[Variant, ...]:
