@@ -15,6 +15,7 @@ from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid, p_text
 from mnemon.metrics.intervals import crossed_bootstrap
 from mnemon.metrics.mqar import held_out_samples, queries_right, recall_row
+from mnemon.ops import list_rules
 from mnemon.studies import memory_arms
 from mnemon.studies.execution import read_json
 from mnemon.studies.memory_arms import ARMS, ATTENTION
@@ -64,9 +65,9 @@ class MomMqar(Study):
         "small": Scale((), seeds=3, samples=1000),
     }
 
-    def variants(self, base: Recipe, rules: Sequence[str]) -> tuple[Variant, ...]:
+    def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
         """Return attention, three arms per rule, and the ablations."""
-        options = base.model.mom or MoMOptions()
+        options, rules = base.model.mom or MoMOptions(), scale.rules or list_rules()
         found = [memory_arms.attention()]
         for rule in rules:
             found += [memory_arms.single(rule), memory_arms.mixture(rule), memory_arms.enlarged(rule, options)]
@@ -78,6 +79,10 @@ class MomMqar(Study):
     def lengths(self, recipe: Recipe) -> list[int]:
         """Return the lengths of the measured slices."""
         return sorted({part.length for part in recipe.evaluation.slices})
+
+    def tokens_read(self, recipe: Recipe, samples: int) -> int:
+        """Return the tokens of all slices, for the choice of a learning rate and for the measurement."""
+        return sum((samples + recipe.evaluation.samples) * part.length for part in recipe.evaluation.slices)
 
     def measure(self, run: PlannedRun, folder: Path) -> Json:
         """Ask the same queries of every run; keep how many each sample's were answered, for paired comparisons."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from mnemon.errors import ConfigError
-from mnemon.ops import list_rules
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
 from mnemon.training.build import build_model, count_parameters, vocabulary_size
 from mnemon.training.recipe import Recipe
@@ -23,7 +22,7 @@ def base_recipe(study: Study, scale: Scale, changes: Sequence[str] = ()) -> Reci
     Raises:
         ConfigError: a change is refused.
     """
-    return load_recipe(study.recipe, [*scale.changes, *changes])
+    return load_recipe(scale.recipe or study.recipe, [*scale.changes, *changes])
 
 
 def choose_variants(study: Study, scale: Scale, base: Recipe, only: Sequence[str] = ()) -> tuple[Variant, ...]:
@@ -38,7 +37,7 @@ def choose_variants(study: Study, scale: Scale, base: Recipe, only: Sequence[str
     Raises:
         ConfigError: a pattern matches nothing.
     """
-    variants = study.variants(base, scale.rules or list_rules())
+    variants = study.variants(base, scale)
     names = [variant.name for variant in variants]
     for pattern in only:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -82,7 +81,8 @@ def _planned(
     own = [f"name={variant.name}-seed{seed}", f"seed={seed}"]
     if rate is not None:
         own.append(f"optimisation.learning_rate={rate!r}")
-    recipe = load_recipe(study.recipe, [*scale.changes, *changes, *variant.changes, *own])
+    source = variant.recipe or scale.recipe or study.recipe
+    recipe = load_recipe(source, [*scale.changes, *changes, *variant.changes, *own])
     if recipe.optimisation.max_tokens is None:
         raise ConfigError("a study compares runs of equal length; set optimisation.max_tokens")
     if not recipe.evaluation.samples:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mnemon.errors import ConfigError
 from mnemon.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,16 +26,18 @@ class Variant:
     """One model of the comparison.
 
     Attributes:
-        name: of the variant, `RULE.ARM`; also a folder.
-        rule: update rule of its memories; "attention" where it has none.
-        arm: what stands in the place of attention, or what an ablation changes.
-        changes: `section.key=value`, what makes it differ from the base recipe.
+        name: of the variant, such as `RULE.ARM`; also a folder.
+        rule: update rule of its memories; "attention" where it has none, "" where rules are not compared.
+        arm: its place in the comparison.
+        changes: `section.key=value`, what makes it differ from its recipe.
+        recipe: shipped recipe; "" = the base recipe.
     """
 
     name: str
     rule: str
     arm: str
     changes: tuple[str, ...]
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,21 @@ class Scale:
     """One size of a study.
 
     Attributes:
-        changes: `section.key=value`, applied to the base recipe.
+        changes: `section.key=value`, applied to every recipe.
         seeds: seeds unless others are asked for.
         samples: samples per measured cell.
         rules: update rules; empty = all.
+        recipe: shipped base recipe in the place of the study's.
+        launched: the runs are too large to be trained by this command, which prints their launch lines instead and
+            measures them when they are there.
     """
 
     changes: tuple[str, ...]
     seeds: int
     samples: int
     rules: tuple[str, ...] = ()
+    recipe: str = ""
+    launched: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,20 +94,22 @@ class Study(ABC):
         title: heading of its page.
         recipe: name of the shipped base recipe.
         scales: sizes by name.
+        equal_parameters: whether all variants have to have the same number of parameters, within 2 %.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     recipe: ClassVar[str]
     scales: ClassVar[Mapping[str, Scale]]
+    equal_parameters: ClassVar[bool] = False
 
     @abstractmethod
-    def variants(self, base: Recipe, rules: Sequence[str]) -> tuple[Variant, ...]:
+    def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
         """Return what is compared.
 
         Args:
             base: base recipe, with the changes of the scale and of the user.
-            rules: update rules.
+            scale: size.
         """
 
     def prepare(self, base: Recipe, root: Path) -> tuple[str, ...]:
@@ -115,8 +125,16 @@ class Study(ABC):
         """Measure a finished run; what is returned is kept beside the model as `measures.json`."""
 
     @abstractmethod
+    def tokens_read(self, recipe: Recipe, samples: int) -> int:
+        """Return how many tokens `measure` lets the model of a run read, for the estimate of its time."""
+
     def score(self, folder: Path) -> float:
-        """Return what a learning rate is chosen by, higher is better; nothing that is reported may enter."""
+        """Return what a learning rate is chosen by, higher is better; nothing that is reported may enter.
+
+        Raises:
+            ConfigError: the study compares recipes as they are.
+        """
+        raise ConfigError(f"{self.name} compares recipes as they are; leave out --tune")
 
     @abstractmethod
     def analyse(self, variants: Sequence[Json], measures: Mapping[str, Sequence[Json]]) -> Json:
@@ -129,6 +147,9 @@ class Study(ABC):
         Returns:
             Further entries of `results.json`, such as comparisons.
         """
+
+    def write(self, root: Path, measures: Mapping[str, Sequence[Json]], results: Json) -> None:
+        """Write further files into the folder of the study, beside results and page."""
 
     @abstractmethod
     def body(self, results: Json) -> list[str]:
