@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,10 +11,18 @@ from mnemon.cli.display import command_line, silence_libraries
 from mnemon.cli.options import JsonOption, OverwriteOption
 from mnemon.errors import ConfigError
 
+if TYPE_CHECKING:
+    from mnemon.studies.order import Order
+
 
 def reproduce(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="mom-mqar or mom-text.")],
-    scale: Annotated[str, typer.Option(help="tiny (does it run? seconds) or small.")] = "small",
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY", help="lm2-table1, lm2-figure5, lm2-mmlu, mom-mqar, mom-text; or mom-tables, the last two."
+        ),
+    ],
+    scale: Annotated[str, typer.Option(help="tiny, small, or paper where it has one (--dry-run first).")] = "tiny",
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds per variant. (default: the scale's)")] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Variants to run, such as 'gla.*'; repeatable.")
@@ -24,17 +32,23 @@ def reproduce(
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all runs' recipes; repeatable."),
     ] = None,
     background: Annotated[
-        str | None, typer.Option(help="Text of mom-text: stdlib, a folder of .txt files, or hf:NAME.")
+        str | None, typer.Option(help="Text to train and measure on: stdlib, a folder of .txt files, or hf:NAME.")
     ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples per measured cell. (default: the scale's)")
+    ] = None,
+    lengths: Annotated[str | None, typer.Option(metavar="0k,4k,...", help="Measured lengths of lm2-table1.")] = None,
     tune: Annotated[
         str | None,
         typer.Option(metavar="RATE,RATE,...", help="Choose every variant's learning rate from these, on seed 0."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time, each in a process of its own.")] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the study. (default: runs/studies/STUDY)")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every run and its size; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every run, its size and an estimate of the time; train nothing.")
+    ] = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -43,26 +57,40 @@ def reproduce(
     What is finished in the output folder is kept and what was interrupted goes on, so that the same command given again
     completes a study. The folder gets results.json, page.md and figures.
     """
-    from mnemon.studies.registry import get_study
+    from mnemon.studies.order import Order
+    from mnemon.studies.registry import get_study, parts_of
 
-    wanted = [*(changes or []), *_text_change(get_study(study).recipe, study, background)]
+    parts = parts_of(study, scale)
+    root = output or Path("runs/studies") / study
+    orders = {}
+    for part in parts:
+        text = _text_change(get_study(part).recipe, part, background, ignored=len(parts) > 1)
+        orders[root / part if len(parts) > 1 else root] = Order(
+            part,
+            scale,
+            seeds=seeds,
+            only=tuple(only or ()),
+            changes=(*(changes or []), *text),
+            samples=samples,
+            lengths=tuple(lengths.split(",")) if lengths else (),
+        )
     silence_libraries()
-    if dry_run:
-        _print_plan(study, scale, seeds, only or [], wanted, json_output)
-        return
-    from mnemon.files import read_text
-    from mnemon.studies.results import PAGE
-    from mnemon.studies.results import reproduce as run
+    for folder, order in orders.items():
+        if dry_run:
+            _print_plan(order, folder, jobs, json_output)
+        else:
+            _run(order, folder, _rates(tune), jobs, overwrite, json_output)
 
-    folder = output or Path("runs/studies") / study
-    results = run(
-        study,
-        scale,
+
+def _run(order: "Order", folder: Path, tune: list[float], jobs: int, overwrite: bool, json_output: bool) -> None:
+    """Run one study and print its page."""
+    from mnemon.files import read_text
+    from mnemon.studies.results import PAGE, reproduce
+
+    results = reproduce(
+        order,
         folder,
-        seeds=seeds,
-        only=only or [],
-        changes=wanted,
-        tune=_rates(tune),
+        tune=tune,
         jobs=jobs,
         overwrite=overwrite,
         command=command_line(sys.argv),
@@ -82,28 +110,56 @@ def _rates(text: str | None) -> list[float]:
     return rates
 
 
-def _text_change(recipe: str, study: str, background: str | None) -> list[str]:
-    """Return the change that `--background` means."""
+def _text_change(recipe: str, study: str, background: str | None, ignored: bool) -> list[str]:
+    """Return the change that `--background` means; whether a study without text is none of its business."""
     if background is None:
         return []
     from mnemon.training.recipe_io import load_recipe
 
-    if load_recipe(recipe).data.kind != "text":
+    if load_recipe(recipe).data.kind == "mqar":
+        if ignored:
+            return []
         raise ConfigError(f"--background says nothing about {study}, which reads no text; leave it out")
     return [f"data.background={json.dumps(background)}"]
 
 
-def _print_plan(study: str, scale: str, seeds: int | None, only: list[str], changes: list[str], as_json: bool) -> None:
-    from mnemon.studies.results import dry_run
+def _print_plan(order: "Order", folder: Path, jobs: int, as_json: bool) -> None:
+    from mnemon.studies.dry_run import dry_run
 
-    plan: dict[str, Any] = dry_run(study, scale, seeds, only, changes)
+    plan = dry_run(order, folder)
     if as_json:
         print(json.dumps(plan))
         return
     for row in plan["runs"]:
-        total, active = row["parameters"]["total"], row["parameters"]["active"]
-        print(
-            f"{row['name']}: {total:,} parameters, {active:,} active, {row['state_bytes']:,} bytes of state after "
-            f"{plan['length']:,} tokens, {row['tokens']:,} tokens"
-        )
-    print(f"{len(plan['runs'])} runs, {plan['total_tokens']:,} tokens in all")
+        print(f"{row['name']}: {', '.join(_facts(row, plan['length']))}")
+        for line in row.get("launch", ()):
+            print(f"    {line}")
+    print(f"{len(plan['runs'])} runs, {plan['total_tokens']:,} tokens of training in all{_equality(plan)}")
+    if all("seconds" in row for row in plan["runs"]):
+        left = [row["seconds"] for row in plan["runs"] if not row["finished"]]
+        hours = sum(left) / 3600
+        longest = max([sum(left) / jobs, *left]) / 3600 if left else 0.0
+        print(f"{len(left)} of them left: about {hours:.2f} core hours, {longest:.2f} hours with --jobs {jobs}")
+
+
+def _facts(row: dict[str, Any], length: int) -> list[str]:
+    """Say in words what the plan knows about a run."""
+    total, active = row["parameters"]["total"], row["parameters"]["active"]
+    facts = [f"{total:,} parameters" + (f", {active:,} active" if active != total else ""), f"{row['tokens']:,} tokens"]
+    if "state_bytes" in row:
+        facts.append(f"{row['state_bytes']:,} bytes of state after {length:,} tokens")
+    if "seconds" in row:
+        facts.append("finished" if row["finished"] else f"{row['seconds'] / 60:.1f} minutes ({row['from']})")
+    if "flop" in row:
+        facts.append(f"{row['flop']:.1e} FLOP")
+    if "data" in row:
+        facts.append("data opens: " + ", ".join(f"{task} {tokens:,} tokens" for task, tokens in row["data"].items()))
+    return facts
+
+
+def _equality(plan: dict[str, Any]) -> str:
+    """Say how equal the models are where they have to be."""
+    if not plan["equal_parameters"]:
+        return ""
+    totals = [row["parameters"]["total"] for row in plan["runs"]]
+    return f", the same for each; parameters differ by at most {100 * (max(totals) / min(totals) - 1):.1f} %"

@@ -6,6 +6,7 @@ newest checkpoint. Ctrl-C lets every running one save a checkpoint and stop.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -69,14 +70,45 @@ def complete(study: Study, run: PlannedRun, root: Path) -> None:
         KeyboardInterrupt: it was interrupted and has saved a checkpoint.
     """
     folder = run.folder(root)
-    if not _is_trained(folder):
+    if not is_trained(folder):
         resumable = any((folder / "checkpoints").glob("checkpoint-*"))
         overwrite = folder.is_dir() and not resumable
         summary = train(run.recipe, folder, overwrite=overwrite, resume=resumable, show_progress=False)
         if summary["stop_reason"] == "interrupted":
             raise KeyboardInterrupt
-    measures = {"samples": run.samples, **study.measure(run, folder)}
+    measures = {**_asked(run), **study.measure(run, folder)}
     atomic_write_text(folder / MEASURES, json.dumps(measures, allow_nan=False) + "\n")
+
+
+def refuse_untrained(runs: Sequence[PlannedRun], root: Path) -> None:
+    """Refuse to go on with runs that this process will not train.
+
+    Raises:
+        ConfigError: one is not trained, or of another recipe.
+    """
+    left = [run for run in runs if not is_finished(run, root) and not is_trained(run.folder(root))]
+    if left:
+        raise ConfigError(
+            f"{len(left)} of {len(runs)} runs of this scale have to be launched first, such as {left[0].name}; "
+            "--dry-run prints the lines"
+        )
+
+
+@contextmanager
+def alone_in(root: Path) -> Iterator[None]:
+    """Keep other processes from working on a study at the same time, as far as the file system has locks.
+
+    Raises:
+        ConfigError: another one does.
+    """
+    root.parent.mkdir(parents=True, exist_ok=True)
+    path = root.parent / f".{root.name}.lock"
+    with open(path, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{root}: another process works on this study; wait for it, or use --jobs") from None
+        yield
 
 
 def is_finished(run: PlannedRun, root: Path) -> bool:
@@ -89,8 +121,7 @@ def is_finished(run: PlannedRun, root: Path) -> bool:
     if (folder / RECIPE_FILE).is_file():
         earlier = load_recipe(folder / RECIPE_FILE)
         refuse_other(folder, earlier.model_dump(mode="json"), run.recipe.model_dump(mode="json"))
-    measured = (folder / MEASURES).is_file() and read_json(folder / MEASURES)["samples"] == run.samples
-    return measured and _is_trained(folder)
+    return is_trained(folder) and _is_measured(folder, run)
 
 
 def read_json(path: Path) -> Json:
@@ -108,7 +139,19 @@ def read_json(path: Path) -> Json:
     return value
 
 
-def _is_trained(folder: Path) -> bool:
+def _is_measured(folder: Path, run: PlannedRun) -> bool:
+    if not (folder / MEASURES).is_file():
+        return False
+    measures = read_json(folder / MEASURES)
+    return all(measures.get(key) == value for key, value in _asked(run).items())
+
+
+def _asked(run: PlannedRun) -> Json:
+    """Return what a measurement depends on besides the trained model."""
+    return {"samples": run.samples, "lengths": list(run.lengths)}
+
+
+def is_trained(folder: Path) -> bool:
     """Say whether the run in a folder came to its end, its own validation included."""
     if not (folder / SUMMARY_FILE).is_file():
         return False

@@ -22,6 +22,9 @@ _LOOK: dict[str, dict[str, Any]] = {
     "enlarged": {"color": "#009E73", "marker": "^", "linestyle": (0, (1, 1.2))},
     ATTENTION: {"color": "#666666", "marker": "x", "linestyle": ":"},
 }
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#666666")
+_MARKERS = "os^DvPX*"
+_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), "--", ":")
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -84,6 +87,32 @@ def accuracy_over_state(variants: Sequence[Json]) -> Plot:
         return _finish(figure, "accuracy-over-state", title)
 
 
+def accuracy_over_length(rows: Sequence[Json]) -> Plot:
+    """Draw mean accuracy over the length of the text, a line per model with 95 % intervals.
+
+    Args:
+        rows: `label` and `cells`: length name -> `mean`, an interval in 0..1.
+    """
+    title = "Accuracy over the length of the text"
+    lengths = list(dict.fromkeys(length for row in rows for length in row["cells"]))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        for number, row in enumerate(rows):
+            means = [row["cells"][length]["mean"] for length in row["cells"]]
+            values = [100 * mean["mean"] for mean in means]
+            below = [100 * (mean["mean"] - mean["low"]) for mean in means]
+            above = [100 * (mean["high"] - mean["mean"]) for mean in means]
+            places = [lengths.index(length) for length in row["cells"]]
+            axes.errorbar(places, values, [below, above], label=row["label"], capsize=2, markersize=5, **_look(number))
+        axes.set_xticks(range(len(lengths)), lengths)
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel("tokens of text")
+        axes.set_ylabel("answered rightly, mean over the tasks, %")
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
+        return _finish(figure, "accuracy-over-length", title)
+
+
 def loss_curves(variants: Sequence[Json]) -> Plot:
     """Draw the training loss over the tokens read, mean over seeds, a panel per rule and a line per arm."""
     title = "Training loss over the tokens read"
@@ -95,6 +124,26 @@ def loss_curves(variants: Sequence[Json]) -> Plot:
                 axes.plot(tokens, [loss for _, loss in variant["curve"]], label=variant["arm"], linewidth=1.2, **look)
         _legend(figure)
         return _finish(figure, "loss-curves", title)
+
+
+def loss_lines(variants: Sequence[Json], what: str) -> Plot:
+    """Draw the training loss over the tokens read, mean over seeds, a line per variant in one panel.
+
+    Args:
+        variants: `arm` and `curve`: tokens and losses.
+        what: the arms are, for the legend.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        for number, variant in enumerate(variants):
+            tokens, losses = zip(*variant["curve"], strict=True)
+            look = {**_look(number), "marker": None}
+            axes.plot([count / 1e6 for count in tokens], losses, label=variant["arm"], linewidth=1.2, **look)
+        axes.set_xlabel("tokens read, millions")
+        axes.set_ylabel("loss, nats per token")
+        axes.legend(title=what, frameon=False)
+        return _finish(figure, "loss-curves", "Training loss over the tokens read")
 
 
 @contextmanager
@@ -126,6 +175,15 @@ def _legend(figure: Any) -> None:
         handles, labels = axes.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
     figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=4, frameon=False)
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Return colour, marker and line style of the line of a number, from 0."""
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "linestyle": _LINES[number % len(_LINES)],
+    }
 
 
 def _longest_state(variant: Json) -> int:

@@ -64,6 +64,7 @@ class MomMqar(Study):
         "tiny": Scale(_TINY, seeds=1, samples=8, rules=_ABLATED),
         "small": Scale((), seeds=3, samples=1000),
     }
+    tunable = True
 
     def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
         """Return attention, three arms per rule, and the ablations."""
@@ -80,9 +81,10 @@ class MomMqar(Study):
         """Return the lengths of the measured slices."""
         return sorted({part.length for part in recipe.evaluation.slices})
 
-    def tokens_read(self, recipe: Recipe, samples: int) -> int:
-        """Return the tokens of all slices, for the choice of a learning rate and for the measurement."""
-        return sum((samples + recipe.evaluation.samples) * part.length for part in recipe.evaluation.slices)
+    def tokens_read(self, run: PlannedRun) -> int:
+        """Return the tokens of all slices, of the run's own validation and of the measurement."""
+        evaluation = run.recipe.evaluation
+        return sum((run.samples + evaluation.samples) * part.length for part in evaluation.slices)
 
     def measure(self, run: PlannedRun, folder: Path) -> Json:
         """Ask the same queries of every run; keep how many each sample's were answered, for paired comparisons."""

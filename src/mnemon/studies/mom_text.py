@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from mnemon.evaluation.tables import Grid
 from mnemon.ops import list_rules
 from mnemon.studies import memory_arms
+from mnemon.studies.published import published
 from mnemon.studies.study import Json, Scale, Variant
-from mnemon.studies.text_study import TextStudy, add_text_rows, differences, spread
+from mnemon.studies.text_study import TextStudy, add_text_rows, differences, perplexity_grid
 from mnemon.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ _TINY = (
 )
 
 
+_PUBLISHED = ("retnet", "hgrn2", "gla", "gsa", "gated_delta_net")
+_LARGER = (
+    "model.base.hidden_size=2048",
+    "model.base.intermediate_size=5632",
+    "model.base.num_attention_heads=32",
+    "model.base.num_key_value_heads=32",
+    "optimisation.max_tokens=100000000000",
+)
+
+
 class MomText(TextStudy):
     """Loss while training, and perplexity over context length, for every update rule single and as a mixture."""
 
@@ -40,8 +51,10 @@ class MomText(TextStudy):
     title = "Mixtures of memories on plain text"
     recipe = "text-study"
     scales: ClassVar[Mapping[str, Scale]] = {
-        "tiny": Scale(_TINY, seeds=1, samples=2, rules=("gated_delta_net", "gla")),
-        "small": Scale(("evaluation.samples=32",), seeds=3, samples=32),
+        "tiny": Scale(_TINY, seeds=1, samples=0, rules=("gated_delta_net", "gla")),
+        "small": Scale((), seeds=3, samples=0),
+        "paper": Scale((), seeds=1, samples=0, recipe="mom-340m", rules=_PUBLISHED, launched=True),
+        "paper-1.3b": Scale(_LARGER, seeds=1, samples=0, recipe="mom-340m", rules=_PUBLISHED, launched=True),
     }
 
     def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
@@ -78,11 +91,13 @@ class MomText(TextStudy):
             "",
             "Mean over the seeds, in brackets the smallest and the largest; all lengths on the same tokens.",
             "",
-            _perplexity_grid(results["variants"]).markdown(),
+            perplexity_grid(results["variants"], ("rule", "arm"), lambda v: (v["rule"], v["arm"])).markdown(),
         ]
         if results["comparisons"]:
             note = "Bits per byte of the mixture minus the single memory, seed by seed; below 0 the mixture is better."
             lines += ["## Mixture against single memory", "", note, "", _comparison_grid(results).markdown()]
+        if results["scale"].startswith("paper"):
+            lines += list(_published_lines())
         return lines
 
     def figures(self, results: Json) -> list[Plot]:
@@ -92,34 +107,17 @@ class MomText(TextStudy):
         return [loss_curves(results["variants"])]
 
 
-def _perplexity_grid(variants: Sequence[Json]) -> Grid:
-    lengths = [row["length"] for row in variants[0]["rows"]]
-    longest = str(max(lengths))
-    head = (
-        "rule",
-        "arm",
-        "parameters",
-        "active",
-        "state, bytes",
-        "learning rate",
-        "tokens",
-        "seeds",
-        *(f"perplexity at {length:,}" for length in lengths),
-        f"bits per byte at {lengths[0]:,}",
-    )
-    lines = []
-    for variant in variants:
-        facts = (
-            f"{variant['parameters']['total']:,}",
-            f"{variant['parameters']['active']:,}",
-            f"{variant['state_bytes'][longest]:,}",
-            f"{variant['learning_rate']:g}",
-            f"{variant['tokens'][0]:,}",
-            f"{len(variant['tokens'])}",
-        )
-        cells = [spread(row["perplexity"], 1) for row in variant["rows"]]
-        lines.append((variant["rule"], variant["arm"], *facts, *cells, spread(variant["rows"][0]["bits_per_byte"], 3)))
-    return Grid(head, tuple(lines))
+def _published_lines() -> Iterator[str]:
+    """Go through the published tables of models of this size, which were measured on other text."""
+    for name, what in (("commonsense", "Language modelling and commonsense"), ("recall", "Recall")):
+        table = published()[name]
+        yield from (f"## {what}, published", "", f"{table['source']}.", "")
+        lines = [
+            (model, size, *(f"{value:.2f}" for value in values))
+            for size, models in table["sizes"].items()
+            for model, values in models.items()
+        ]
+        yield Grid(("model", "size", *table["columns"]), tuple(lines)).markdown()
 
 
 def _comparison_grid(results: Json) -> Grid:

@@ -14,6 +14,7 @@ from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
 from mnemon.training.build import build_model, count_parameters, vocabulary_size
 from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import load_recipe
+from mnemon.training.run import plan
 
 
 def base_recipe(study: Study, scale: Scale, changes: Sequence[str] = ()) -> Recipe:
@@ -68,11 +69,16 @@ def plan_runs(
     Raises:
         ConfigError: a change is refused.
     """
-    return tuple(
+    runs = tuple(
         _planned(study, scale, variant, seed, changes, None if rates is None else rates[variant.name])
         for seed in range(seeds)
         for variant in variants
     )
+    tokens = {run.recipe.optimisation.max_tokens: run.variant.name for run in runs}
+    if len(tokens) > 1:
+        listing = ", ".join(f"{name} {count:,}" for count, name in tokens.items())
+        raise ConfigError(f"a study compares runs of equal length, got tokens {listing}; set optimisation.max_tokens")
+    return runs
 
 
 def _planned(
@@ -82,12 +88,13 @@ def _planned(
     if rate is not None:
         own.append(f"optimisation.learning_rate={rate!r}")
     source = variant.recipe or scale.recipe or study.recipe
-    recipe = load_recipe(source, [*scale.changes, *changes, *variant.changes, *own])
+    every = (*scale.changes, *changes, *variant.changes, *own)
+    recipe = load_recipe(source, list(every))
     if recipe.optimisation.max_tokens is None:
         raise ConfigError("a study compares runs of equal length; set optimisation.max_tokens")
     if not recipe.evaluation.samples:
         raise ConfigError("a study measures its runs; set evaluation.samples to at least 1")
-    return PlannedRun(variant, recipe, scale.samples)
+    return PlannedRun(variant, recipe, source, every, scale.samples, scale.lengths)
 
 
 def model_facts(recipe: Recipe, lengths: Sequence[int]) -> Json:
@@ -95,7 +102,7 @@ def model_facts(recipe: Recipe, lengths: Sequence[int]) -> Json:
 
     Args:
         recipe: of one run.
-        lengths: tokens read, at least 1 each.
+        lengths: tokens read; 0 (facts alone, whose number varies) counts as 1.
 
     Returns:
         `parameters`: `total` and `active` for one token; `state_bytes`: length -> bytes per sequence after so many
@@ -105,8 +112,14 @@ def model_facts(recipe: Recipe, lengths: Sequence[int]) -> Json:
     counts = count_parameters(model)
     return {
         "parameters": {name: counts[name] for name in ("total", "active")},
-        "state_bytes": {str(length): _state_bytes(model, length) for length in lengths},
+        "state_bytes": {str(length): _state_bytes(model, max(1, length)) for length in lengths},
     }
+
+
+def counted_facts(recipe: Recipe) -> Json:
+    """Return what `model_facts` returns of a model that is too large to be built: its size alone."""
+    counts = plan(recipe)["parameters"]
+    return {"parameters": {name: counts[name] for name in ("total", "active")}, "state_bytes": {}}
 
 
 @torch.inference_mode()

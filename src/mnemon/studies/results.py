@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mnemon.errors import DataError
+from mnemon.errors import ConfigError, DataError
 from mnemon.evaluation.machine import describe_machine
 from mnemon.files import atomic_write_bytes, atomic_write_json, atomic_write_text, prepare_output_folder
-from mnemon.studies.execution import MEASURES, execute, read_json, refuse_other
-from mnemon.studies.planning import base_recipe, choose_variants, model_facts, plan_runs
-from mnemon.studies.registry import get_scale, get_study
+from mnemon.studies.equal_size import refuse_unequal
+from mnemon.studies.execution import MEASURES, alone_in, execute, read_json, refuse_other, refuse_untrained
+from mnemon.studies.order import Order
+from mnemon.studies.planning import base_recipe, choose_variants, counted_facts, model_facts, plan_runs
+from mnemon.studies.registry import get_study
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
 from mnemon.training.recipe import Recipe
 from mnemon.training.run import SUMMARY_FILE
@@ -21,52 +24,10 @@ FORMAT = "mnemon-study-1"
 PLAN, RESULTS, PAGE = "study.json", "results.json", "page.md"
 
 
-def dry_run(name: str, scale_name: str, seeds: int | None, only: Sequence[str], changes: Sequence[str]) -> Json:
-    """Return what a study would train.
-
-    Args:
-        name: of the study.
-        scale_name: size.
-        seeds: number of seeds; None = the scale's.
-        only: patterns of variants; none = all.
-        changes: `section.key=value` for all runs.
-
-    Returns:
-        `study`, `scale`; `runs`: name, parameters, `state_bytes` after `length` tokens, tokens; `total_tokens`.
-
-    Raises:
-        ConfigError: a name, a pattern or a change is refused.
-    """
-    study = get_study(name)
-    scale = get_scale(study, scale_name)
-    base = base_recipe(study, scale, changes)
-    variants = choose_variants(study, scale, base, only)
-    length = base.data.stages[-1].length
-    rows: list[Json] = []
-    facts: dict[str, Json] = {}
-    for run in plan_runs(study, scale, variants, seeds or scale.seeds, changes):
-        known = facts.setdefault(run.variant.name, {}) or model_facts(run.recipe, [length])
-        facts[run.variant.name] = known
-        rows.append(
-            {
-                "name": run.name,
-                "parameters": known["parameters"],
-                "state_bytes": known["state_bytes"][str(length)],
-                "tokens": run.recipe.optimisation.max_tokens,
-            }
-        )
-    total = sum(row["tokens"] for row in rows)
-    return {"study": name, "scale": scale_name, "length": length, "runs": rows, "total_tokens": total}
-
-
 def reproduce(
-    name: str,
-    scale_name: str,
+    order: Order,
     root: Path,
     *,
-    seeds: int | None = None,
-    only: Sequence[str] = (),
-    changes: Sequence[str] = (),
     tune: Sequence[float] = (),
     jobs: int = 1,
     overwrite: bool = False,
@@ -76,12 +37,8 @@ def reproduce(
     """Run a study, or what is left of it, and write its results.
 
     Args:
-        name: of the study.
-        scale_name: size.
+        order: what is wanted.
         root: folder; finished runs in it are kept, interrupted ones go on.
-        seeds: number of seeds; None = the scale's.
-        only: patterns of variants; none = all.
-        changes: `section.key=value` for all runs.
         tune: learning rates to choose every variant's from, by seed 0; none = the recipe's for all.
         jobs: runs at the same time.
         overwrite: empty the folder first.
@@ -96,68 +53,89 @@ def reproduce(
         RunError: a run failed.
         KeyboardInterrupt: interrupted; the next call goes on.
     """
-    study = get_study(name)
-    scale = get_scale(study, scale_name)
+    study, scale = order.resolve()
+    if tune and not study.tunable:
+        raise ConfigError(f"{study.name} compares recipes as they are; leave out --tune")
+    changes: Sequence[str] = order.changes
     base = base_recipe(study, scale, changes)
-    variants = choose_variants(study, scale, base, only)
-    plan_runs(study, scale, variants, 1, changes)  # whatever is wrong with a variant is told before anything starts
-    _prepare_root(root, {"study": name, "scale": scale_name, "recipe": base.model_dump(mode="json")}, overwrite)
-    changes = [*changes, *study.prepare(base, root)]
-    scores = _tune(study, scale, variants, tune, changes, root, jobs, report)
-    rates = {variant: max(found, key=lambda rate: found[rate]) for variant, found in scores.items()}
-    runs = plan_runs(study, scale, variants, seeds or scale.seeds, changes, rates if tune else None)
-    execute(study, runs, root, jobs, report)
-    base = base_recipe(study, scale, changes)
-    facts: Json = {
-        "format": FORMAT,
-        "study": name,
-        "scale": scale_name,
-        "seeds": seeds or scale.seeds,
-        "samples": scale.samples,
-        "command": command,
-        "machine": _machine(base),
-        "recipe": _portable(base),
-    }
-    results = facts | collect(study, runs, root, scores)
-    atomic_write_json(root / RESULTS, results)
-    write_page(root / PAGE, results, "")
+    variants = choose_variants(study, scale, base, order.only)
+    # Whatever is wrong with a variant is told before anything starts.
+    first = plan_runs(study, scale, variants, 1, changes)
+    if study.equal_parameters:
+        refuse_unequal(first)
+    begun_with = {"study": order.study, "scale": order.scale, "recipe": base.model_dump(mode="json")}
+    with _prepared(root, begun_with, overwrite):
+        if not scale.launched:
+            changes = [*changes, *study.prepare(base, root)]
+        scores = _tune(study, scale, variants, tune, changes, root, jobs, report)
+        rates = {variant: max(found, key=lambda rate: found[rate]) for variant, found in scores.items()}
+        runs = plan_runs(study, scale, variants, scale.seeds, changes, rates if tune else None)
+        if scale.launched:
+            refuse_untrained(runs, root)
+        execute(study, runs, root, jobs, report)
+        base = base_recipe(study, scale, changes)
+        facts: Json = {
+            "format": FORMAT,
+            "study": order.study,
+            "scale": order.scale,
+            "seeds": scale.seeds,
+            "samples": scale.samples,
+            "command": command,
+            "machine": _machine(base),
+            "recipe": _portable(base),
+        }
+        by_variant = _by_variant(runs)
+        measures = {name: [read_json(run.folder(root) / MEASURES) for run in own] for name, own in by_variant.items()}
+        collected = [_variant_facts(study, scale, own, root, scores) for own in by_variant.values()]
+        results = facts | {"variants": collected} | study.analyse(collected, measures)
+        for folder in study.write(root, measures, results):
+            report(f"wrote {folder}")
+        write_page(root / PAGE, results, "")
+        atomic_write_json(root / RESULTS, results)
     return results
 
 
-def _prepare_root(root: Path, plan: Json, overwrite: bool) -> None:
-    """Make the folder of a study, or make sure that the study in it is this one, whatever of it has run already."""
+@contextmanager
+def _prepared(root: Path, begun_with: Json, overwrite: bool) -> Iterator[None]:
+    """Make the folder of a study, or make sure that the study in it is this one, and keep it from others meanwhile."""
     begun = (root / PLAN).is_file() and not overwrite
     if begun:
-        refuse_other(root, read_json(root / PLAN), plan)
-    prepare_output_folder(root, overwrite, resume=begun, resumable=False)
-    atomic_write_json(root / PLAN, plan)
+        earlier = read_json(root / PLAN)
+        for keys in (("study",), ("scale",), tuple(begun_with)):  # which study it is tells more than any of its keys
+            refuse_other(root, {key: earlier.get(key) for key in keys}, {key: begun_with[key] for key in keys})
+    with alone_in(root):
+        prepare_output_folder(root, overwrite, resume=begun, resumable=False)
+        atomic_write_json(root / PLAN, begun_with)
+        yield
 
 
-def collect(study: Study, runs: Sequence[PlannedRun], root: Path, scores: Mapping[str, Mapping[float, float]]) -> Json:
-    """Return `variants` (facts and rows) and whatever else the study makes of its finished runs."""
-    by_variant: dict[str, list[PlannedRun]] = {}
+def _by_variant(runs: Sequence[PlannedRun]) -> dict[str, list[PlannedRun]]:
+    found: dict[str, list[PlannedRun]] = {}
     for run in runs:
-        by_variant.setdefault(run.variant.name, []).append(run)
-    variants = [_variant_facts(study, own, root, scores) for own in by_variant.values()]
-    measures = {name: [read_json(run.folder(root) / MEASURES) for run in own] for name, own in by_variant.items()}
-    further = study.analyse(variants, measures)
-    return {"variants": variants, **further}
+        found.setdefault(run.variant.name, []).append(run)
+    return found
 
 
 def _variant_facts(
-    study: Study, runs: Sequence[PlannedRun], root: Path, scores: Mapping[str, Mapping[float, float]]
+    study: Study,
+    scale: Scale,
+    runs: Sequence[PlannedRun],
+    root: Path,
+    scores: Mapping[str, Mapping[float, float]],
 ) -> Json:
     variant: Variant = runs[0].variant
     summaries = [read_json(run.folder(root) / SUMMARY_FILE) for run in runs]
     found = scores.get(variant.name, {})
+    recipe = runs[0].recipe
+    facts = counted_facts(recipe) if scale.launched else model_facts(recipe, study.lengths(recipe))
     return {
         "name": variant.name,
         "rule": variant.rule,
         "arm": variant.arm,
         "changes": list(variant.changes),
-        "learning_rate": runs[0].recipe.optimisation.learning_rate,
+        "learning_rate": recipe.optimisation.learning_rate,
         "tuning": {f"{rate:g}": score for rate, score in found.items()},
-        **model_facts(runs[0].recipe, study.lengths(runs[0].recipe)),
+        **facts,
         "tokens": [summary["tokens"] for summary in summaries],
         "minutes": [summary["minutes"] for summary in summaries],
     }

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mnemon.errors import ConfigError
 from mnemon.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ class Scale:
         seeds: seeds unless others are asked for.
         samples: samples per measured cell.
         rules: update rules; empty = all.
+        lengths: names of the lengths at which runs are measured, where the recipe does not say it.
         recipe: shipped base recipe in the place of the study's.
         launched: the runs are too large to be trained by this command, which prints their launch lines instead and
             measures them when they are there.
@@ -58,6 +58,7 @@ class Scale:
     seeds: int
     samples: int
     rules: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ()
     recipe: str = ""
     launched: bool = False
 
@@ -69,12 +70,18 @@ class PlannedRun:
     Attributes:
         variant: what is trained.
         recipe: resolved, its seed and learning rate included.
+        source: shipped recipe, and
+        changes: `section.key=value`, what the resolved recipe is made of.
         samples: samples per measured cell.
+        lengths: names of the lengths at which it is measured, where the recipe does not say it.
     """
 
     variant: Variant
     recipe: Recipe
+    source: str
+    changes: tuple[str, ...]
     samples: int
+    lengths: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -95,6 +102,7 @@ class Study(ABC):
         recipe: name of the shipped base recipe.
         scales: sizes by name.
         equal_parameters: whether all variants have to have the same number of parameters, within 2 %.
+        tunable: whether learning rates may be chosen per variant, by `score`; else recipes are compared as they are.
     """
 
     name: ClassVar[str]
@@ -102,6 +110,7 @@ class Study(ABC):
     recipe: ClassVar[str]
     scales: ClassVar[Mapping[str, Scale]]
     equal_parameters: ClassVar[bool] = False
+    tunable: ClassVar[bool] = False
 
     @abstractmethod
     def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
@@ -125,16 +134,12 @@ class Study(ABC):
         """Measure a finished run; what is returned is kept beside the model as `measures.json`."""
 
     @abstractmethod
-    def tokens_read(self, recipe: Recipe, samples: int) -> int:
-        """Return how many tokens `measure` lets the model of a run read, for the estimate of its time."""
+    def tokens_read(self, run: PlannedRun) -> int:
+        """Return how many tokens the model of a run reads after its training, for the estimate of the time."""
 
     def score(self, folder: Path) -> float:
-        """Return what a learning rate is chosen by, higher is better; nothing that is reported may enter.
-
-        Raises:
-            ConfigError: the study compares recipes as they are.
-        """
-        raise ConfigError(f"{self.name} compares recipes as they are; leave out --tune")
+        """Return what a learning rate is chosen by, higher is better; nothing that is reported may enter."""
+        raise NotImplementedError(f"{self.name} is not tunable")
 
     @abstractmethod
     def analyse(self, variants: Sequence[Json], measures: Mapping[str, Sequence[Json]]) -> Json:
@@ -148,8 +153,9 @@ class Study(ABC):
             Further entries of `results.json`, such as comparisons.
         """
 
-    def write(self, root: Path, measures: Mapping[str, Sequence[Json]], results: Json) -> None:
-        """Write further files into the folder of the study, beside results and page."""
+    def write(self, root: Path, measures: Mapping[str, Sequence[Json]], results: Json) -> tuple[Path, ...]:
+        """Write further folders beside results and page; return them."""
+        return ()
 
     @abstractmethod
     def body(self, results: Json) -> list[str]:

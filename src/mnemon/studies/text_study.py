@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mnemon.evaluation.tables import Grid
 from mnemon.files import complete_folder, read_text
 from mnemon.metrics.perplexity import FACTORS
 from mnemon.studies.execution import read_json
@@ -19,6 +20,8 @@ from mnemon.training.run import LOG_FILE, SUMMARY_FILE
 
 class TextStudy(Study):
     """A study whose recipes read plain text; its measures are `cells` (perplexities) and `curve` (training loss)."""
+
+    tunable = True
 
     def prepare(self, base: Recipe, root: Path) -> tuple[str, ...]:
         """Train the tokenizer once for all runs, unless the recipe names one."""
@@ -37,10 +40,10 @@ class TextStudy(Study):
         """Return the lengths at which perplexity is measured."""
         return sorted(recipe.evaluation.lengths or (factor * recipe.data.stages[0].length for factor in FACTORS))
 
-    def tokens_read(self, recipe: Recipe, samples: int) -> int:
+    def tokens_read(self, run: PlannedRun) -> int:
         """Return the tokens of the held-out windows, read once per length."""
-        lengths = self.lengths(recipe)
-        return recipe.evaluation.samples * max(lengths) * len(lengths)
+        lengths = self.lengths(run.recipe)
+        return run.recipe.evaluation.samples * max(lengths) * len(lengths)
 
     def measure(self, run: PlannedRun, folder: Path) -> Json:
         """Take over the perplexities measured at the end of the run, and its loss over the tokens read."""
@@ -97,7 +100,43 @@ def differences(first: Json, second: Json) -> list[Json]:
     ]
 
 
-def spread(values: Sequence[float], digits: int) -> str:
+def perplexity_grid(variants: Sequence[Json], names: tuple[str, str], named: Callable[[Json], tuple[str, str]]) -> Grid:
+    """Return the table of perplexities by length, with size and training.
+
+    Args:
+        variants: with their rows.
+        names: of the first two columns.
+        named: their content.
+    """
+    lengths = [row["length"] for row in variants[0]["rows"]]
+    longest = str(max(lengths))
+    head = (
+        *names,
+        "parameters",
+        "active",
+        "state, bytes",
+        "learning rate",
+        "tokens",
+        "seeds",
+        *(f"perplexity at {length:,}" for length in lengths),
+        f"bits per byte at {lengths[0]:,}",
+    )
+    lines = []
+    for variant in variants:
+        facts = (
+            f"{variant['parameters']['total']:,}",
+            f"{variant['parameters']['active']:,}",
+            f"{variant['state_bytes'][longest]:,}" if variant["state_bytes"] else "–",
+            f"{variant['learning_rate']:g}",
+            f"{variant['tokens'][0]:,}",
+            f"{len(variant['tokens'])}",
+        )
+        cells = [_spread(row["perplexity"], 1) for row in variant["rows"]]
+        lines.append((*named(variant), *facts, *cells, _spread(variant["rows"][0]["bits_per_byte"], 3)))
+    return Grid(head, tuple(lines))
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
     """Write the mean over seeds with the smallest and the largest value."""
     mean = sum(values) / len(values)
     return f"{mean:.{digits}f} [{min(values):.{digits}f}–{max(values):.{digits}f}]"
