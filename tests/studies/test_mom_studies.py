@@ -13,7 +13,7 @@ from mnemon.studies.results import reproduce
 from mnemon.studies.text_study import loss_curve
 
 MQAR = Order("mom-mqar", "tiny", only=("attention", "gla.single", "gla.mom", "gla.enlarged", "gla.top-1"))
-TEXT = Order("mom-text", "tiny", only=("attention", "gla.single", "gla.mom"), seeds=2)
+TEXT = Order("mom-text", "tiny", only=("gla.single", "gla.mom"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_every_variant_of_the_text_study_has_perplexities_and_a_curve(text: Path) -> None:
     for variant in results_of(text)["variants"]:
         assert [row["length"] for row in variant["rows"]] == [16, 32, 64, 128]
-        assert all(len(row["perplexity"]) == 2 for row in variant["rows"])
+        assert all(len(row["perplexity"]) == 1 for row in variant["rows"])
         assert [point[0] for point in variant["curve"]] == [512, 1024, 1536, 2048]
 
 
