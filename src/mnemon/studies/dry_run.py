@@ -36,9 +36,12 @@ def dry_run(order: Order, root: Path) -> Json:
         refuse_unequal(runs)
     rows: list[Json] = []
     facts: dict[str, Json] = {}
+    opened: dict[str, dict[str, int]] = {}
     for run in runs:
         if run.variant.name not in facts:
-            facts[run.variant.name] = _launched_facts(run) if scale.launched else _facts(study, run, root, length)
+            facts[run.variant.name] = (
+                _launched_facts(run, opened) if scale.launched else _facts(study, run, root, length)
+            )
         row = {"name": run.name, "tokens": run.recipe.optimisation.max_tokens, **facts[run.variant.name]}
         rows.append(row | ({"launch": launch_lines(run, root)} if scale.launched else {}))
         rows[-1]["finished"] = is_finished(run, root)
@@ -57,12 +60,16 @@ def _facts(study: Study, run: PlannedRun, root: Path, length: int) -> Json:
     }
 
 
-def _launched_facts(run: PlannedRun) -> Json:
+def _launched_facts(run: PlannedRun, opened: dict[str, dict[str, int]]) -> Json:
+    """Return size, arithmetic and the data of a run; data of the same kind is opened once."""
+    data = f"{run.recipe.data.model_dump_json()}{run.recipe.tokenizer}"
+    if data not in opened:
+        opened[data] = open_data(run.recipe)
     counted = counted_facts(run.recipe)
     tokens = run.recipe.optimisation.max_tokens
     assert tokens is not None  # checked by the planning
     return {
         "parameters": counted["parameters"],
         "flop": training_flop(counted["parameters"]["active"], tokens),
-        "data": open_data(run.recipe),
+        "data": opened[data],
     }

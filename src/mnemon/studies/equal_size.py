@@ -12,6 +12,8 @@ from mnemon.training.run import plan
 
 _WITHIN = 0.02
 _KEY = "intermediate_size"
+_LARGE, _ROUND = 1024, 64
+"""Feed-forward layers from this width on stay a multiple of what matrix units like."""
 
 
 def as_large_as(base: Recipe, changes: Sequence[str]) -> tuple[str, ...]:
@@ -27,7 +29,8 @@ def as_large_as(base: Recipe, changes: Sequence[str]) -> tuple[str, ...]:
         parameters(changed_recipe(base, [*own, f"model.base.{_KEY}={size}"]))
         for own, size in (((), width), (changes, width), (changes, 2 * width))
     )
-    equal = width + round((wanted - narrow) * width / (wide - narrow))
+    step = _ROUND if width >= _LARGE else 1
+    equal = width + step * round((wanted - narrow) * width / (wide - narrow) / step)
     return (*changes, f"model.base.{_KEY}={equal}")
 
 

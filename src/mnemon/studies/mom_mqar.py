@@ -204,7 +204,7 @@ _COMPARISON_NOTE = (
     "over seeds and samples (crossed bootstrap); p from the same draws, Holm-corrected over the rules. *Helps*: "
     f"corrected p below {_SIGNIFICANT} and better in every one of several seeds. *Does not help*: the interval ends "
     f"below {100 * _MATTERS:.0f} point. Neither where both arms are no better than guessing one of the values shown, "
-    f"or both above {100 * _CEILING:.0f} %. Three seeds are few: intervals over them are rather too narrow."
+    f"or both above {100 * _CEILING:.0f} %. Intervals are stretched where there are few seeds."
 )
 
 
