@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mnemon.evaluation.checkpoints import load_spec
 from mnemon.evaluation.comparison import check_same_samples
 from mnemon.evaluation.results import BabilongResult, result_from_dict
+from mnemon.evaluation.retrieval import RetrievalSettings, make_retriever
 from mnemon.evaluation.run import EvaluationRun, write_run
 from mnemon.evaluation.samples import parse_length
 from mnemon.evaluation.suite import SuiteOptions, evaluate_models
@@ -43,6 +44,7 @@ _FULL_ATTENTION_TO = 16_000
 _RANGES = ("near", "far")
 """Up to `_FULL_ATTENTION_TO` tokens, and beyond."""
 
+_RETRIEVAL = RetrievalSettings(kind="bm25", top_k=5, unit="sentence")
 _FEWER = {4_000: 0.4, 32_000: 0.2, 64_000: 0.1}
 """From so many tokens on, this share of the samples: each of them costs the more."""
 
@@ -71,36 +73,50 @@ class Lm2Table1(Study):
         stem = (scale.recipe or self.recipe).removesuffix("lm2")
         return tuple(Variant(arm, "", arm, (), recipe=f"{stem}{arm}") for arm in LABELS)
 
+    def prepare(self, base: Recipe, root: Path) -> tuple[str, ...]:
+        """Make sure, before anything is trained, that what the retrieval row needs is there.
+
+        Raises:
+            BackendUnavailable: it is not installed.
+        """
+        make_retriever(_RETRIEVAL)
+        return ()
+
     def lengths(self, recipe: Recipe) -> list[int]:
         """Return the longest length of the training."""
         return [recipe.data.stages[-1].length]
 
     def tokens_read(self, run: PlannedRun) -> int:
         """Return the tokens of all questions, those put to a row of the same weights included."""
-        rows = 2 if run.variant.arm == "lm2" else 1
+        rows = 2 if run.variant.arm == "lm2" else 1  # what a retriever leaves of a text is little
         cells = sum(_samples(run.samples, length) * parse_length(length) for length in _asked(run))
         return rows * len(run.recipe.data.task_names) * cells
 
     def measure(self, run: PlannedRun, folder: Path) -> Json:
-        """Ask the same questions of every run; an LM2 is asked a second time with its bank knocked out."""
+        """Ask the same questions of every run, of an LM2 a second time with its bank knocked out.
+
+        The plain decoder is asked a second time, at all lengths, with what a retriever finds in place of the text.
+        """
         assert isinstance(run.recipe.data, BabilongData)
         device = "cuda" if wants_cuda(run.recipe.optimisation) else "cpu"
         source = run.variant.recipe or run.recipe.name
         spec = load_spec(LABELS[run.variant.arm], str(folder), device=device, source=source)
-        measured: Json = {}
-        for name, lengths in _by_range(_asked(run)).items():
-            options = SuiteOptions(
-                tasks=tuple(run.recipe.data.tasks),
-                lengths=lengths,
-                num_samples=run.samples,
-                samples_at={length: _samples(run.samples, length) for length in lengths},
-                background=run.recipe.data.background,
-                background_name=Path(run.recipe.data.background).name,
-                layout="short",
-                controls=run.variant.arm == "lm2",
-            )
-            results = evaluate_models([spec], options, cells_folder=folder / "cells").results
-            measured[name] = [asdict(result) for result in results]
+        measured: dict[str, list[Json]] = {}
+        for retriever in (None, make_retriever(_RETRIEVAL)) if run.variant.arm == "plain" else (None,):
+            for name, lengths in _by_range(run.lengths if retriever else _asked(run)).items():
+                options = SuiteOptions(
+                    tasks=tuple(run.recipe.data.tasks),
+                    lengths=lengths,
+                    num_samples=run.samples,
+                    samples_at={length: _samples(run.samples, length) for length in lengths},
+                    background=run.recipe.data.background,
+                    background_name=Path(run.recipe.data.background).name,
+                    layout="short",
+                    controls=run.variant.arm == "lm2",
+                    retriever=retriever,
+                )
+                found = evaluate_models([spec], options, cells_folder=folder / "cells").results
+                measured.setdefault(name, []).extend(asdict(result) for result in found)
         return {"results": measured}
 
     def analyse(self, variants: Sequence[Json], measures: Mapping[str, Sequence[Json]]) -> Json:
@@ -129,7 +145,8 @@ class Lm2Table1(Study):
             "All models have the same decoder, training samples, curriculum and number of tokens: *plain* sees every "
             f"earlier token and is asked up to {_FULL_ATTENTION_TO // 1000}k tokens, *window* only those within LM2's "
             "attention span, *RMT* and *ARMT* carry memory tokens and associative memories from segment to segment, "
-            f"*{LM2}* its bank; *knocked out* is the same LM2 without what the bank says.",
+            f"*{_RETRIEVAL.name}* reads only what BM25 found for the question, *{LM2}* carries its bank; *knocked out* "
+            "is the same LM2 without what the bank says.",
             "",
             _model_grid(results).markdown(),
         ]
