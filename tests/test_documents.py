@@ -96,6 +96,7 @@ def test_every_key_of_a_recipe_is_documented() -> None:
 
 
 COMMANDS = [
+    "compare",
     "eval",
     "generate",
     "rules",

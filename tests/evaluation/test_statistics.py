@@ -3,9 +3,12 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom, false_discovery_control
 
 from mnemon.errors import ConfigError
 from mnemon.evaluation.statistics import (
+    benjamini_hochberg,
+    correct,
     holm,
     mcnemar_exact,
     paired_bootstrap,
@@ -108,3 +111,42 @@ def test_holm_never_lowers_a_p_value_and_keeps_the_order(p_values: list[float]) 
     assert all(p <= q <= 1 for p, q in zip(p_values, corrected, strict=True))
     ordered = [q for _, q in sorted(zip(p_values, corrected, strict=True))]
     assert ordered == sorted(ordered)
+
+
+@given(MARKS)
+def test_mcnemar_is_the_two_sided_binomial_test_of_the_disagreements(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    tail = binom.cdf(min(first, second), first + second, 0.5)
+    expected = min(1.0, 2 * tail)
+    assert math.isclose(mcnemar_exact([a for a, _ in pairs], [b for _, b in pairs]), expected, rel_tol=1e-9)
+
+
+@given(MARKS)
+def test_a_difference_is_symmetric_and_lies_in_its_interval(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    forth, back = paired_test(first, second), paired_test(second, first)
+    assert (forth.only_first, forth.only_second) == (back.only_second, back.only_first)
+    assert math.isclose(forth.difference.mean, -back.difference.mean, abs_tol=1e-12)
+    assert forth.difference.low <= forth.difference.mean <= forth.difference.high or len(pairs) < 5
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_is_the_largest_step_down_product(p_values: list[float]) -> None:
+    ranked = sorted(p_values)
+    count = len(ranked)
+    expected = {p: min(1.0, max((count - j) * ranked[j] for j in range(i + 1))) for i, p in enumerate(ranked)}
+    assert holm(p_values) == pytest.approx([expected[p] for p in p_values])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_benjamini_hochberg_agrees_with_scipy(p_values: list[float]) -> None:
+    corrected = benjamini_hochberg(p_values)
+    assert corrected == pytest.approx(list(false_discovery_control(p_values, method="bh")))
+    assert all(p <= q <= h + 1e-12 for p, q, h in zip(p_values, corrected, holm(p_values), strict=True))
+
+
+def test_a_correction_is_chosen_by_name() -> None:
+    p_values = [0.01, 0.02, 0.03]
+    assert correct(p_values, "holm") == pytest.approx([0.03, 0.04, 0.04])
+    assert correct(p_values, "bh") == pytest.approx([0.03, 0.03, 0.03])
+    assert benjamini_hochberg([]) == []

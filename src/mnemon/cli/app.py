@@ -16,6 +16,7 @@ import typer
 
 from mnemon import __version__
 from mnemon.cli.bench import bench_app
+from mnemon.cli.compare import compare
 from mnemon.cli.convert import convert
 from mnemon.cli.data import data_app
 from mnemon.cli.demo import demo
@@ -41,6 +42,7 @@ app.command("demo")(demo)
 app.add_typer(data_app, name="data")
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("convert")(convert)
 app.add_typer(bench_app, name="bench")

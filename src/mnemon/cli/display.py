@@ -4,16 +4,20 @@ Results go to standard output, progress to standard error.
 """
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from mnemon.evaluation.comparison import Comparison
     from mnemon.evaluation.diagnostics import MemoryReport
     from mnemon.evaluation.suite import SuiteProgress
+    from mnemon.evaluation.tables import Grid
+
+_BOLD = re.compile(r"\*\*.+\*\*")
 
 REAL_DATA = "MNEMON_REAL_DATA"
 """Environment variable with the folder of the real data; where it is set, commands are recorded with the variable."""
@@ -92,6 +96,62 @@ def print_comparison(comparison: "Comparison") -> None:
     console.print(rich_table(comparison))
     for note in comparison.notes():
         console.print(note, style="dim", markup=False)
+
+
+def print_grid(grid: "Grid", title: str, note: str = "") -> None:
+    """Print a table of texts; two stars around a text mean bold.
+
+    A table that is wider than the terminal is printed in parts, each with the names; a file has room for every column.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 2 + sum(_widths(grid)))
+    for number, columns in enumerate(_parts(grid, console.width)):
+        heading = title if number == 0 else f"{title}, continued"
+        table = Table(title=heading, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
+        for column in columns:
+            is_name = column < grid.num_names
+            justify: Literal["left", "right"] = "left" if is_name else "right"
+            table.add_column(_escape(grid.head[column]), justify=justify, no_wrap=not is_name, overflow="fold")
+        for starts_group, line in grid.grouped():
+            if starts_group:
+                table.add_section()
+            table.add_row(*(_styled(line[column]) for column in columns))
+        console.print(table)
+    if note:
+        console.print(note, style="dim", markup=False)
+
+
+def _widths(grid: "Grid") -> list[int]:
+    """Give the width of every column with the space between columns."""
+    rows = [grid.head, *grid.lines]
+    return [3 + max(len(row[column].replace("**", "")) for row in rows) for column in range(len(grid.head))]
+
+
+def _parts(grid: "Grid", width: int) -> list[list[int]]:
+    """Share the columns of numbers among as many tables as the width needs; names stand in each."""
+    widths, names = _widths(grid), list(range(grid.num_names))
+    room = max(width - sum(widths[column] for column in names), width // 2) - 2
+    parts, used = [list(names)], 0
+    for column in range(grid.num_names, len(widths)):
+        if used and used + widths[column] > room:
+            parts.append(list(names))
+            used = 0
+        parts[-1].append(column)
+        used += widths[column]
+    return parts
+
+
+def _styled(text: str) -> str:
+    return f"[bold]{_escape(text[2:-2])}[/]" if _BOLD.fullmatch(text) else _escape(text)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
 
 
 def print_memory(reports: "Sequence[MemoryReport]") -> None:

@@ -12,9 +12,18 @@ from mnemon.cli.display import (
     command_line,
     portable,
     print_comparison,
+    print_grid,
     print_memory,
     question_bar,
     silence_libraries,
+)
+from mnemon.cli.eval_retrieval import (
+    ChunkTokensOption,
+    RetrieverModelOption,
+    RetrieverOption,
+    TopKOption,
+    UnitOption,
+    build_retriever,
 )
 from mnemon.cli.options import JsonOption, OverwriteOption, ResumeOption, SeedOption
 from mnemon.errors import ConfigError
@@ -34,6 +43,7 @@ _SUITES = {
     "babilong": {
         *("tasks", "lengths", "samples_at", "seed", "background", "babi", "data", "layout", "diagnostics"),
         *("batch_size", "max_batch_tokens", "max_new_tokens", "resume"),
+        *("retriever", "top_k", "retrieval_unit", "chunk_tokens", "retriever_model"),
     },
     "mqar": {"slices", "seed"},
     "perplexity": {"lengths", "background"},
@@ -102,8 +112,17 @@ def evaluate(
         typer.Option(help="Prompt: short or official. (default: what the first model was trained for, else official)"),
     ] = None,
     controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Add every LM2 once more with its memory knocked out.")
+        bool,
+        typer.Option(
+            "--controls/--no-controls",
+            help="Add every LM2 once more with its memory knocked out; beside a retriever, the models that read all.",
+        ),
     ] = True,
+    retriever: RetrieverOption = None,
+    top_k: TopKOption = None,
+    retrieval_unit: UnitOption = None,
+    chunk_tokens: ChunkTokensOption = None,
+    retriever_model: RetrieverModelOption = None,
     diagnostics: Annotated[
         bool, typer.Option("--diagnostics", help="Also show what every memory does: reads, gates, slots, by length.")
     ] = False,
@@ -176,6 +195,9 @@ def evaluate(
         max_batch_tokens=max_batch_tokens,
         max_new_tokens=max_new_tokens,
         fixed=fixed,
+        retriever=build_retriever(
+            retriever, top_k, retrieval_unit, chunk_tokens, retriever_model, _pick_device(device)
+        ),
     )
     specs = [_load(label, name, _pick_device(device)) for label, name in names]
     prepare_output_folder(folder, overwrite, resume)
@@ -301,12 +323,15 @@ def _run(
 
 def _print_run(run: "EvaluationRun", folder: Path, as_json: bool) -> None:
     from mnemon.evaluation.run import summary
+    from mnemon.evaluation.tables import RETRIEVAL_NOTE, has_retrieval, retrieval_grid
 
     comparison = run.comparison
     if as_json:
         print(json.dumps({"output": str(folder), **summary(run, comparison)}, ensure_ascii=False))
         return
     print_comparison(comparison)
+    if has_retrieval(comparison):
+        print_grid(retrieval_grid(comparison), "Retrieval", RETRIEVAL_NOTE)
     if run.diagnostics:
         print_memory(run.diagnostics)
     print(f"Report: {folder / 'report.html'}")

@@ -13,7 +13,7 @@ from mnemon.files import prepare_output_folder
 if TYPE_CHECKING:
     from mnemon.data.mqar import MqarSettings
     from mnemon.evaluation.controls import ModelSpec
-    from mnemon.evaluation.measures import MeasuredRun, Progress, Row
+    from mnemon.evaluation.measures import Measured, MeasuredRun, Progress
 
 _DEFAULT_SLICES = "64x4,64x8,64x16,128x32,256x64"
 _DEFAULT_LENGTH = 512
@@ -138,7 +138,7 @@ def _run(
     suite: str,
     specs: "Sequence[ModelSpec]",
     settings: dict[str, Any],
-    measure: "Callable[[Progress], tuple[Row, ...]]",
+    measure: "Callable[[Progress], Measured]",
     total: int,
     folder: Path,
     overwrite: bool,
@@ -149,8 +149,9 @@ def _run(
 
     prepare_output_folder(folder, overwrite)
     with token_bar(not as_json, total) as progress:
-        rows = measure(progress)
-    run = MeasuredRun(suite, settings, rows, command_line(sys.argv), describe_machine(str(specs[0].model.device)))
+        rows, samples = measure(progress)
+    machine = describe_machine(str(specs[0].model.device))
+    run = MeasuredRun(suite, settings, rows, command_line(sys.argv), machine, samples)
     write_measures(folder, run)
     _print(run, folder, as_json)
 

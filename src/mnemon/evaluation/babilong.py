@@ -24,6 +24,7 @@ from mnemon.evaluation.results import (
     cell_from_dict,
     parse_json,
 )
+from mnemon.evaluation.retrieval import Retriever
 from mnemon.evaluation.samples import (
     OFFICIAL_RESERVE,
     GeneratedSamples,
@@ -62,6 +63,7 @@ def evaluate_babilong(
     training: Mapping[str, Any] | None = None,
     samples: SampleSource | None = None,
     stories: str = "generated",
+    retriever: Retriever | None = None,
     cells_folder: Path | None = None,
     progress: Progress | None = None,
 ) -> BabilongResult:
@@ -87,6 +89,7 @@ def evaluate_babilong(
         training: facts about its training, for the record.
         samples: a source shared with other models; None makes one with this tokenizer.
         stories: where the stories came from, for the record.
+        retriever: finds the part of every text that the model reads; None reads the whole text.
         cells_folder: folder for finished cells; those already there are taken over instead of computed.
         progress: told after every batch.
 
@@ -114,7 +117,7 @@ def evaluate_babilong(
         max_new_tokens=max_new_tokens,
         samples_at=dict(samples_at or {}),
     )
-    spec = ModelSpec(label, model, tokenizer, dict(generate_kwargs or {}), source, dict(training or {}))
+    spec = ModelSpec(label, model, tokenizer, dict(generate_kwargs or {}), source, dict(training or {}), retriever)
     info = describe_model(spec)
     if samples is None:
         reserve = OFFICIAL_RESERVE if layout == "official" else 0
@@ -159,7 +162,10 @@ def _answer_cell(
     samples = source.cell(task, length)[: settings.samples_at.get(length)]
     if not samples:
         raise DataError(f"there is no sample for {task} at {length}")
-    prompts = [evaluation_prompt(sample, settings.layout) for sample in samples]
+    shown, counts = samples, None
+    if spec.retriever is not None:
+        shown, counts = spec.retriever.read_all(samples, spec.tokenizer)
+    prompts = [evaluation_prompt(sample, settings.layout) for sample in shown]
     answers = generate_answers(
         spec.model,
         spec.tokenizer,
@@ -187,7 +193,7 @@ def _answer_cell(
                 official=marks.official,
             )
         )
-    return Cell(task, length, tuple(predictions), answers.seconds, answers.prompt_tokens, answers.new_tokens)
+    return Cell(task, length, tuple(predictions), answers.seconds, answers.prompt_tokens, answers.new_tokens, counts)
 
 
 class _CellStore:
@@ -200,6 +206,8 @@ class _CellStore:
         choosing = ("tasks", "lengths", "samples_at")
         self._made_with = {key: value for key, value in made_with.items() if key not in choosing}
         self._made_with["weights"] = info.weights
+        if info.retrieval:
+            self._made_with["retrieval"] = info.retrieval
         self._settings = settings
 
     def read(self, task: str, length: str) -> Cell | None:

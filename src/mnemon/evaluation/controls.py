@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mnemon.evaluation.results import ModelInfo
+from mnemon.evaluation.retrieval import Retriever
 from mnemon.models.parameters import active_parameters, memory_parameters
 
 ROLES: dict[str, str] = {
@@ -37,6 +38,7 @@ class ModelSpec:
         generate_kwargs: further arguments of `model.generate`.
         source: folder or name it was loaded from.
         training: facts about its training (tokens seen, longest length), as far as known.
+        retriever: finds the part of every text that the model reads; None reads the whole text.
     """
 
     label: str
@@ -45,6 +47,7 @@ class ModelSpec:
     generate_kwargs: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    retriever: Retriever | None = None
 
 
 def has_memory(model: Any) -> bool:
@@ -56,6 +59,27 @@ def has_memory(model: Any) -> bool:
 def knocked_out(spec: ModelSpec) -> ModelSpec:
     """Give the control row of an LM2: same weights, bank silenced."""
     return replace(spec, label=f"{spec.label} (knocked out)", generate_kwargs={**spec.generate_kwargs, **KNOCK_OUT})
+
+
+def with_retrieval(spec: ModelSpec, retriever: Retriever) -> ModelSpec:
+    """Give the row of a model that reads only what a retriever found."""
+    return replace(spec, label=f"{spec.label} ({retriever.settings.name})", retriever=retriever)
+
+
+def all_rows(specs: Sequence[ModelSpec], retriever: Retriever | None, *, controls: bool) -> list[ModelSpec]:
+    """Give the rows of a comparison.
+
+    Args:
+        specs: the models, reading whole texts.
+        retriever: add every model once more, reading only what this finds.
+        controls: add every LM2 with its bank knocked out; with a retriever, keep the rows that read whole texts, for
+            they are the controls of those that do not.
+    """
+    whole = with_controls(specs) if controls else list(specs)
+    if retriever is None:
+        return whole
+    found = [with_retrieval(spec, retriever) for spec in specs]
+    return [*whole, *found] if controls else found
 
 
 def with_controls(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
@@ -72,7 +96,9 @@ def with_controls(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
 
 
 def role_of(spec: ModelSpec) -> str:
-    """Say which role a row plays: "lm2", "knocked_out", "mom", "linear_memory", "window" or "plain"."""
+    """Say which role a row plays: "lm2", "knocked_out", "mom", "linear_memory", "window", "plain" or "retrieval"."""
+    if spec.retriever is not None:
+        return "retrieval"
     if has_memory(spec.model):
         return "knocked_out" if spec.generate_kwargs.get("knock_out_memory") else "lm2"
     config = spec.model.config
@@ -94,6 +120,7 @@ def describe_model(spec: ModelSpec) -> ModelInfo:
         num_active_parameters=active_parameters(spec.model),
         weights=weights_fingerprint(spec.model),
         training=spec.training,
+        retrieval={} if spec.retriever is None else spec.retriever.settings.value(),
     )
 
 
@@ -133,6 +160,7 @@ def control_notes(models: Sequence[tuple[str, ModelInfo]]) -> list[str]:
 
 def _inequalities(models: Sequence[tuple[str, ModelInfo]]) -> list[str]:
     notes = []
+    models = [(label, info) for label, info in models if info.role not in ("knocked_out", "retrieval")] or list(models)
     sizes = {label: info.num_parameters for label, info in models}
     if max(sizes.values()) > (1 + _EQUAL_PARAMETERS) * min(sizes.values()):
         listing = ", ".join(f"{label} {size:,}" for label, size in sizes.items())

@@ -1,7 +1,8 @@
 """Suites that need no generation: recall of MQAR queries and perplexity of held-out text, for several models.
 
 Every model gives one row per slice or length, and every row says what a reader must know: parameters, tokens and seed
-of the training, samples, and the interval of its number. The folder of such a run holds `results.json` and `table.md`.
+of the training, samples, and the interval of its number. The folder of such a run holds `results.json`, `table.md` and
+`samples.jsonl`, a score per sample for paired comparisons.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mnemon.data.mqar import MqarSettings
 from mnemon.errors import ConfigError
 from mnemon.evaluation.controls import ModelSpec, describe_model
+from mnemon.evaluation.sample_scores import SAMPLES, SampleScore, digest, sample_lines
 from mnemon.evaluation.tables import Grid
 from mnemon.files import atomic_write_json, atomic_write_text
 from mnemon.metrics.mqar import held_out_samples, queries_right, recall_row
-from mnemon.metrics.perplexity import held_out_windows, measure_perplexity
+from mnemon.metrics.perplexity import held_out_windows, perplexity_row, token_losses
+from mnemon.models.parameters import count_memory_blocks
 
 FORMAT = "mnemon-measures-1"
 RESULTS, TABLE = "results.json", "table.md"
 
 Row = dict[str, Any]
+Measured = tuple[tuple[Row, ...], tuple[SampleScore, ...]]
 Progress = Callable[[int], None]
 """Called with the tokens read so far."""
 
@@ -37,6 +44,7 @@ class MeasuredRun:
         rows: one per model and slice or length, models outermost.
         command: the command line that made it.
         machine: processor, threads, versions.
+        samples: a score per model and sample; empty in runs of earlier versions.
     """
 
     suite: str
@@ -44,10 +52,13 @@ class MeasuredRun:
     rows: tuple[Row, ...]
     command: str
     machine: Mapping[str, str]
+    samples: tuple[SampleScore, ...] = ()
 
     def value(self) -> dict[str, Any]:
-        """Return the content of `results.json`."""
-        return {"format": FORMAT, **asdict(self)}
+        """Return the content of `results.json`: everything but the single samples."""
+        value = {"format": FORMAT, **asdict(self)}
+        del value["samples"]
+        return value
 
 
 def recall_rows(
@@ -56,7 +67,7 @@ def recall_rows(
     num_samples: int,
     seed: int = 0,
     progress: Progress = lambda _: None,
-) -> tuple[Row, ...]:
+) -> Measured:
     """Ask every model the same MQAR queries.
 
     Args:
@@ -67,7 +78,8 @@ def recall_rows(
         progress: told the tokens read so far, after every slice.
 
     Returns:
-        Per model and slice: facts about the model, and `mnemon.metrics.mqar.recall_row`.
+        Rows: per model and slice facts about the model, and `mnemon.metrics.mqar.recall_row`. Samples: the share of the
+        queries of every sample answered rightly.
 
     Raises:
         ConfigError: a model knows fewer ids than the samples have.
@@ -77,6 +89,7 @@ def recall_rows(
         if known < wanted:
             raise ConfigError(f"{spec.label} knows {known} token ids, the samples have {wanted}; use another model")
     rows: list[Row] = []
+    scores: list[SampleScore] = []
     read = 0
     for spec in specs:
         facts = model_facts(spec)
@@ -84,9 +97,12 @@ def recall_rows(
             samples = held_out_samples(settings, num_samples, seed)
             right = queries_right(spec.model, samples, **spec.generate_kwargs)
             rows.append({**facts, "seed": seed, **recall_row(samples, right)})
+            task = f"{settings.length}x{settings.num_pairs}"
+            shares = right.mean(axis=1).tolist()
+            scores += _sample_scores(spec.label, "mqar", task, shares, "share_of_queries", samples.input_ids)
             read += samples.input_ids.size
             progress(read)
-    return tuple(rows)
+    return tuple(rows), tuple(scores)
 
 
 def perplexity_rows(
@@ -95,7 +111,7 @@ def perplexity_rows(
     num_samples: int,
     background: str = "stdlib",
     progress: Progress = lambda _: None,
-) -> tuple[Row, ...]:
+) -> Measured:
     """Measure the perplexity of every model on the held-out part of a text.
 
     Every model reads the text in its own tokens, so that perplexities compare models of one tokenizer only, and bits
@@ -109,22 +125,36 @@ def perplexity_rows(
         progress: told the tokens read so far, after every length.
 
     Returns:
-        Per model and length: facts about the model, and `mnemon.metrics.perplexity.perplexity_row`.
+        Rows: per model and length facts about the model, and `mnemon.metrics.perplexity.perplexity_row`. Samples: minus
+        the mean loss of every window of the longest length, in nats per token.
 
     Raises:
         ConfigError: a length does not divide the longest.
         DataError: the text is too short.
     """
     rows: list[Row] = []
+    scores: list[SampleScore] = []
     read = 0
     for spec in specs:
         facts = model_facts(spec)
         windows = held_out_windows(background, spec.tokenizer, lengths, num_samples)
         for length in lengths:
-            rows.append({**facts, **measure_perplexity(spec.model, windows, length, **spec.generate_kwargs)})
+            losses = token_losses(spec.model, windows.ids.reshape(-1, length), **spec.generate_kwargs)
+            rows.append({**facts, **perplexity_row(windows, length, losses)})
+            gains = (-losses.reshape(len(windows), -1).mean(axis=1)).tolist()
+            scores += _sample_scores(spec.label, "perplexity", str(length), gains, "nats_per_token", windows.ids)
             read += windows.ids.size
             progress(read)
-    return tuple(rows)
+    return tuple(rows), tuple(scores)
+
+
+def _sample_scores(
+    label: str, suite: str, task: str, values: Sequence[float], metric: str, asked: NDArray[Any]
+) -> list[SampleScore]:
+    return [
+        SampleScore(label, suite, task, f"{task}-{number:05d}", value, metric, digest(row.astype(np.int64).tobytes()))
+        for number, (value, row) in enumerate(zip(values, asked, strict=True))
+    ]
 
 
 def model_facts(spec: ModelSpec) -> Row:
@@ -139,6 +169,8 @@ def model_facts(spec: ModelSpec) -> Row:
         "memory_parameters": info.num_memory_parameters,
         "tokens_trained": info.training.get("tokens"),
         "training_seed": info.training.get("seed"),
+        "recipe": info.training.get("name"),
+        "memory_blocks": count_memory_blocks(spec.model),
     }
 
 
@@ -170,7 +202,7 @@ def model_lines(run: MeasuredRun) -> list[str]:
 
 
 def write_measures(folder: Path, run: MeasuredRun) -> None:
-    """Write `table.md` and `results.json`, each complete or not at all; the results last.
+    """Write `samples.jsonl`, `table.md` and `results.json`, each complete or not at all; the results last.
 
     Raises:
         RunError: if the disk is full or the place is not writable.
@@ -178,6 +210,7 @@ def write_measures(folder: Path, run: MeasuredRun) -> None:
     page = (
         f"**{TITLES[run.suite]}**\n\n{measures_grid(run).markdown()}\n{NOTES[run.suite]}\n\nCommand: `{run.command}`\n"
     )
+    atomic_write_text(folder / SAMPLES, sample_lines(run.samples))
     atomic_write_text(folder / TABLE, page)
     atomic_write_json(folder / RESULTS, run.value())
 

@@ -41,11 +41,15 @@ TASK_NAMES: dict[str, str] = {
 }
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), "--", ":")
-_INK, _SOFT, _GRID = "#222222", "#666666", "#dddddd"
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+# As many markers, lines and colours as have no common factor: 280 models before two look alike.
+_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_LEGEND_CHARACTERS = 15.5  # per inch, at the legend's size of type
+_HANDLE_CHARACTERS = 13.7
+_MOST_AREAS = 4  # beyond that shaded areas hide each other
+_INK, _SOFT, GRID_COLOUR = "#222222", "#666666", "#dddddd"
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
@@ -89,7 +93,7 @@ def all_plots(comparison: Comparison) -> list[Plot]:
 
 def plot_accuracy_over_length(comparison: Comparison) -> Plot:
     """Draw mean accuracy over context length, one line per model, 95 % intervals as bars and bands."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.8), layout="constrained")
         axes = figure.add_subplot()
         _draw_lines(axes, comparison, None)
@@ -101,9 +105,10 @@ def plot_accuracy_over_length(comparison: Comparison) -> Plot:
         axes.set_ylabel("accuracy, %")
         figure.supxlabel(guess, fontsize=8.5, color=_SOFT)
         tasks = comparison.settings.tasks
-        name = "mean over " + ", ".join(tasks) if len(tasks) > 1 else f"{tasks[0]}"
-        _legend(figure, axes, f"BABILong accuracy over length, {name}")
-        return _finish(figure, "accuracy_over_length", "Accuracy over context length")
+        listed = ", ".join(tasks) if len(tasks) <= 5 else f"{len(tasks)} tasks"
+        name = f"mean over {listed}" if len(tasks) > 1 else tasks[0]
+        add_legend(figure, axes, f"BABILong accuracy over length, {name}")
+        return finish(figure, "accuracy_over_length", "Accuracy over context length")
 
 
 def plot_tasks(comparison: Comparison) -> Plot:
@@ -111,7 +116,7 @@ def plot_tasks(comparison: Comparison) -> Plot:
     tasks = comparison.settings.tasks
     columns = min(len(tasks), 2 if len(tasks) <= 4 else 3 if len(tasks) <= 6 else 5)
     rows = -(-len(tasks) // columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(3.1 * columns, 6.6), 2.5 * rows + 0.9), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, task in zip(grid.flat, tasks, strict=False):
@@ -125,8 +130,8 @@ def plot_tasks(comparison: Comparison) -> Plot:
         figure.supxlabel(
             "context length (tokens); dotted grey: always the most frequent answer", fontsize=9, color=_SOFT
         )
-        _legend(figure, grid.flat[0], "BABILong accuracy over length, task by task")
-        return _finish(figure, "accuracy_by_task", "Accuracy over context length for every task")
+        add_legend(figure, grid.flat[0], "BABILong accuracy over length, task by task")
+        return finish(figure, "accuracy_by_task", "Accuracy over context length for every task")
 
 
 def plot_capabilities(comparison: Comparison) -> Plot:
@@ -136,15 +141,15 @@ def plot_capabilities(comparison: Comparison) -> Plot:
     """
     groups = capability_groups(comparison.settings.tasks)
     absent = [name.replace("\n", " ") for name in CAPABILITY_GROUPS if name not in groups]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         radar = len(groups) >= 3
         figure = Figure(figsize=(6.4, 6.2) if radar else (6.4, 4.4), layout="constrained")
         draw = _draw_radar if radar else _draw_bars
         axes = draw(figure, comparison, groups)
-        _legend(figure, axes, f"Capability groups, mean over {_lengths(comparison)}")
+        add_legend(figure, axes, f"Capability groups, mean over {_lengths(comparison)}")
         if absent:
             figure.supxlabel(f"not evaluated: {', '.join(absent)}", fontsize=8.5, color=_SOFT)
-        return _finish(figure, "capabilities", "Capability groups of the LM2 paper's figure 3")
+        return finish(figure, "capabilities", "Capability groups of the LM2 paper's figure 3")
 
 
 def capability_groups(tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -161,9 +166,10 @@ def _draw_lines(axes: Any, comparison: Comparison, task: str | None, *, small: b
         low = np.array([100 * interval.low for interval in intervals])
         high = np.array([100 * interval.high for interval in intervals])
         # Side by side within a category, so that the bars of equal models stay apart.
-        place = np.arange(len(lengths)) + (index - (len(labels) - 1) / 2) * 0.07
-        style = _style(index)
-        axes.fill_between(place, low, high, color=style["color"], alpha=0.08, linewidth=0)
+        place = np.arange(len(lengths)) + (index - (len(labels) - 1) / 2) * min(0.07, 0.4 / len(labels))
+        style = series_style(index)
+        if len(labels) <= _MOST_AREAS:
+            axes.fill_between(place, low, high, color=style["color"], alpha=0.08, linewidth=0)
         axes.errorbar(
             place,
             mean,
@@ -191,7 +197,7 @@ def _dress(axes: Any, comparison: Comparison) -> None:
     axes.set_xlim(-0.35, len(lengths) - 0.65)
     axes.set_ylim(0, 103)
     axes.set_yticks(range(0, 101, 20))
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+    axes.grid(axis="y", color=GRID_COLOUR, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
 
@@ -205,16 +211,17 @@ def _draw_radar(figure: Any, comparison: Comparison, groups: dict[str, tuple[str
     for index, label in enumerate(comparison.labels):
         values = [100 * comparison.group_accuracy(label, tasks).mean for tasks in groups.values()]
         values.append(values[0])
-        style = _style(index)
+        style = series_style(index)
         axes.plot(closed, values, label=label, linewidth=2, markersize=6, zorder=10 - index, **style)
-        axes.fill(closed, values, color=style["color"], alpha=0.07)
+        if len(comparison.labels) <= _MOST_AREAS:
+            axes.fill(closed, values, color=style["color"], alpha=0.07)
     axes.set_xticks(angles, [f"{name}\n({', '.join(tasks)})" for name, tasks in groups.items()])
     axes.tick_params(axis="x", pad=20, labelsize=9.5)
     axes.set_ylim(0, 100)
     axes.set_yticks([20, 40, 60, 80, 100], ["20", "40", "60", "80", "100 %"], fontsize=8, color=_SOFT)
     axes.set_rlabel_position(180 / len(groups))
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.spines["polar"].set_color(_GRID)
+    axes.grid(color=GRID_COLOUR, linewidth=0.8)
+    axes.spines["polar"].set_color(GRID_COLOUR)
     return axes
 
 
@@ -233,7 +240,7 @@ def _draw_bars(figure: Any, comparison: Comparison, groups: dict[str, tuple[str,
             0.9 * width,
             yerr=errors,
             label=label,
-            color=_style(index)["color"],
+            color=series_style(index)["color"],
             hatch=hatches[index % len(hatches)],
             edgecolor="white",
             linewidth=0,
@@ -243,13 +250,13 @@ def _draw_bars(figure: Any, comparison: Comparison, groups: dict[str, tuple[str,
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_ylim(0, 103)
     axes.set_ylabel("accuracy, %")
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+    axes.grid(axis="y", color=GRID_COLOUR, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     return axes
 
 
-def _legend(figure: Any, axes: Any, title: str) -> None:
+def add_legend(figure: Any, axes: Any, title: str) -> None:
     """Put title and legend above the axes, in one block so that neither covers the other."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
@@ -258,14 +265,24 @@ def _legend(figure: Any, axes: Any, title: str) -> None:
         title=title,
         title_fontproperties={"size": 12, "weight": "bold"},
         loc="outside upper center",
-        ncols=min(len(labels), 4),
+        ncols=_legend_columns(labels, figure.get_figwidth()),
         frameon=False,
         fontsize=9,
         handlelength=4,
     )
 
 
-def _style(index: int) -> dict[str, Any]:
+def _legend_columns(labels: Sequence[str], inches: float) -> int:
+    """Give the most columns, at most four, whose entries fit beside each other."""
+    for count in (4, 3, 2):
+        columns = np.array_split(np.array([len(label) for label in labels]), min(count, len(labels)))
+        if sum(_HANDLE_CHARACTERS + column.max() for column in columns) <= _LEGEND_CHARACTERS * inches:
+            return len(columns)
+    return 1
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Give colour, marker and line of one series."""
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],
@@ -278,7 +295,8 @@ def _lengths(comparison: Comparison) -> str:
     return f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else lengths[0]
 
 
-def _finish(figure: Any, name: str, title: str) -> Plot:
+def finish(figure: Any, name: str, title: str) -> Plot:
+    """Turn a figure into its files."""
     FigureCanvasAgg(figure)
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=160, metadata={"Software": None})

@@ -25,7 +25,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>BABILong evaluation</title>
+<title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
@@ -83,27 +83,35 @@ def html_report(run: "EvaluationRun", comparison: Comparison, plots: Sequence[Pl
     """
     sections = [
         _head(comparison),
-        _section("Accuracy", f'<p class="soft">{escape(tables.caption(comparison))}</p>' + _accuracy_table(comparison)),
-        "".join(_figure(plot) for plot in plots),
-        _section("Models and controls", _grid(tables.model_grid(comparison)) + _list(comparison.notes())),
-        _section("Examples", _examples(comparison)),
+        section("Accuracy", f'<p class="soft">{escape(tables.caption(comparison))}</p>' + _accuracy_table(comparison)),
+        "".join(figure(plot) for plot in plots),
+        section("Models and controls", grid_table(tables.model_grid(comparison)) + bullet_list(comparison.notes())),
+        section("Examples", _examples(comparison)),
     ]
     if len(comparison.labels) > 1:
         note = (
             "Exact McNemar test on the same samples, all tasks of a length together; differences in percentage points "
         )
         note += "with 95 % bootstrap intervals; Holm's correction over all lines of this table; bold: below 0.05."
-        tests = f'<p class="soft">{note}</p>' + _grid(tables.test_grid(comparison))
-        sections.append(_section("Paired tests", tests))
+        tests = f'<p class="soft">{note}</p>' + grid_table(tables.test_grid(comparison))
+        sections.append(section("Paired tests", tests))
+    if tables.has_retrieval(comparison):
+        found = f'<p class="soft">{escape(tables.RETRIEVAL_NOTE)}</p>' + grid_table(tables.retrieval_grid(comparison))
+        sections.append(section("What the retriever found", found))
     if run.diagnostics:
-        memory = _grid(memory_grid(run.diagnostics)) + _list(memory_notes())
-        sections.append(_section("What the memories do", memory))
+        memory = grid_table(memory_grid(run.diagnostics)) + bullet_list(memory_notes())
+        sections.append(section("What the memories do", memory))
     sections += [
-        _section("Both scoring rules", _grid(tables.rules_grid(comparison))),
-        _section("How it was made", _making(run, comparison)),
-        _section("Limits", _list(_limits(comparison))),
+        section("Both scoring rules", grid_table(tables.rules_grid(comparison))),
+        section("How it was made", _making(run, comparison)),
+        section("Limits", bullet_list(_limits(comparison))),
     ]
-    return _PAGE.format(style=_STYLE, body="\n".join(sections))
+    return html_page("BABILong evaluation", sections)
+
+
+def html_page(title: str, sections: Sequence[str]) -> str:
+    """Put sections on one page that loads nothing, for dark and light screens."""
+    return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(sections))
 
 
 def _head(comparison: Comparison) -> str:
@@ -113,7 +121,7 @@ def _head(comparison: Comparison) -> str:
         f"{models}<br>answering {tasks} with the facts hidden in {settings.lengths[0]} to {settings.lengths[-1]} "
         f"tokens of unrelated text; {comparison.num_samples_evaluated:,} questions per model."
     )
-    return f'<h1>BABILong evaluation</h1>\n<p class="lead">{text}</p>\n{_list(_headlines(comparison), "lead")}'
+    return f'<h1>BABILong evaluation</h1>\n<p class="lead">{text}</p>\n{bullet_list(_headlines(comparison), "lead")}'
 
 
 def _headlines(comparison: Comparison) -> list[str]:
@@ -133,7 +141,8 @@ def _headlines(comparison: Comparison) -> list[str]:
 
 def _accuracy_table(comparison: Comparison) -> str:
     head = _cells("th", [tables.length_head(comparison), "model", *comparison.settings.tasks, "mean"])
-    lines, previous = [], None
+    lines: list[str] = []
+    previous: str | None = ""
     for row in tables.table_rows(comparison):
         shown = tables.length_text(comparison, row.length) if row.length != previous else ""
         cells = [f"<td>{escape(shown)}</td><td>{escape(row.label)}</td>"]
@@ -213,32 +222,45 @@ def _limits(comparison: Comparison) -> list[str]:
     return limits
 
 
-def _figure(plot: Plot) -> str:
+def figure(plot: Plot) -> str:
+    """Put a figure into the page itself."""
     data = base64.b64encode(plot.svg).decode()
     kind = ' class="narrow"' if plot.name == "capabilities" else ""
     return f'<figure{kind}><img alt="{escape(plot.title)}" src="data:image/svg+xml;base64,{data}"></figure>\n'
 
 
-def _section(heading: str, body: str) -> str:
+def section(heading: str, body: str) -> str:
+    """Put a heading above a part of the page."""
     return f"<section><h2>{escape(heading)}</h2>\n{body}</section>\n"
 
 
-def _list(items: Iterable[str], kind: str = "") -> str:
+def bullet_list(items: Iterable[str], kind: str = "") -> str:
+    """Write sentences as a list; nothing for none."""
     lines = "".join(f"<li>{escape(item)}</li>" for item in items)
     return f'<ul class="{kind}">{lines}</ul>' if lines else ""
 
 
-def _grid(grid: Grid) -> str:
+def grid_table(grid: Grid) -> str:
+    """Write a table, intervals small and groups set apart."""
     rows = []
-    for line in grid.lines:
-        texts = [re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text)) for text in line]
-        rows.append(f"<tr>{_cells('td', texts, raw=True)}</tr>")
-    return f'<div class="wide"><table><tr>{_cells("th", grid.head)}</tr>{"".join(rows)}</table></div>'
+    for is_first, line in grid.grouped():
+        texts = [_marked(text, index < grid.num_names) for index, text in enumerate(line)]
+        cells = _cells("td", texts, raw=True, num_names=grid.num_names)
+        rows.append(f"<tr{' class=first' if is_first else ''}>{cells}</tr>")
+    head = _cells("th", grid.head, num_names=grid.num_names)
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _cells(kind: str, texts: Sequence[str], *, numbers: bool = True, raw: bool = False) -> str:
+def _marked(text: str, is_name: bool) -> str:
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text))
+    return text if is_name else re.sub(r" (\[[^\]]*\])", r"<small>\1</small>", text)
+
+
+def _cells(
+    kind: str, texts: Sequence[str], *, numbers: bool = True, raw: bool = False, num_names: int = NAME_COLUMNS
+) -> str:
     parts = []
     for index, text in enumerate(texts):
-        style = ' class="number"' if numbers and index >= NAME_COLUMNS else ""
+        style = ' class="number"' if numbers and index >= num_names else ""
         parts.append(f"<{kind}{style}>{text if raw else escape(text)}</{kind}>")
     return "".join(parts)

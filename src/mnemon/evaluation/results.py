@@ -39,6 +39,23 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class RetrievalCounts:
+    """What a retriever did for one cell.
+
+    Attributes:
+        text_tokens: tokens of all retrieved texts together, in the model's own tokens.
+        recall: mean share of a sample's supporting facts that were retrieved; None where no sample names them.
+        num_known: samples that name their supporting facts.
+        seconds: wall time of cutting, indexing and searching.
+    """
+
+    text_tokens: int
+    recall: float | None
+    num_known: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Cell:
     """All predictions of one model for one task and length, with the time they took.
 
@@ -47,6 +64,7 @@ class Cell:
         seconds: wall time of generation, model calls only.
         prompt_tokens: tokens of all prompts together, padding not counted.
         new_tokens: tokens generated, padding not counted.
+        retrieval: what was retrieved; None for a model that reads the whole text.
     """
 
     task: str
@@ -55,6 +73,7 @@ class Cell:
     seconds: float
     prompt_tokens: int
     new_tokens: int
+    retrieval: RetrievalCounts | None = None
 
     def marks(self, rule: Rule) -> list[bool]:
         """Give one right/wrong mark per sample by the chosen rule."""
@@ -106,11 +125,12 @@ class ModelInfo:
     """What a reader must know about a model to read its row.
 
     Attributes:
-        role: "lm2", "knocked_out", "mom", "linear_memory", "window" or "plain".
+        role: "lm2", "knocked_out", "mom", "linear_memory", "window", "plain" or "retrieval".
         num_parameters: all parameters, shared ones once.
         num_active_parameters: those that one token meets; None in results of earlier versions, which had no routers.
         weights: digest of the parameters.
         training: facts from the run that made the checkpoint, such as tokens seen and longest length; empty if unknown.
+        retrieval: settings of the retriever whose findings it reads; empty if it reads the whole text.
     """
 
     source: str
@@ -121,6 +141,7 @@ class ModelInfo:
     weights: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     num_active_parameters: int | None = None
+    retrieval: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -197,7 +218,9 @@ def cell_from_json(text: str, *, name: str = "cell") -> Cell:
 def cell_from_dict(value: Mapping[str, Any], *, name: str = "cell") -> Cell:
     """Build a `Cell` from parsed JSON; DataError if fields are missing or unknown."""
     predictions = tuple(_build(Prediction, item, name) for item in value.get("predictions", ()))
-    return _build(Cell, {**value, "predictions": predictions}, name)
+    counts = value.get("retrieval")
+    retrieval = None if counts is None else _build(RetrievalCounts, counts, name)
+    return _build(Cell, {**value, "predictions": predictions, "retrieval": retrieval}, name)
 
 
 def parse_json(text: str, name: str) -> Mapping[str, Any]:

@@ -18,9 +18,11 @@ from mnemon.evaluation import tables
 from mnemon.evaluation.comparison import Comparison
 from mnemon.evaluation.diagnostics import MemoryReport, memory_grid, memory_notes, report_from_dict
 from mnemon.evaluation.results import BabilongResult, parse_json, result_from_dict
+from mnemon.evaluation.sample_scores import parse_line
 from mnemon.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_text
 
 FORMAT = "mnemon-evaluation-1"
+_CELL_FACTS = ("task", "length", "seconds", "prompt_tokens", "new_tokens", "retrieval")
 RESULTS, PREDICTIONS, TABLE, REPORT = "results.json", "predictions.jsonl", "table.md", "report.html"
 
 
@@ -91,7 +93,10 @@ def read_run(folder: Path) -> EvaluationRun:
     predictions: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     lines = read_text(folder / PREDICTIONS).splitlines()
     for number, line in enumerate(lines, start=1):
-        record = dict(parse_json(line, f"{folder / PREDICTIONS}:{number}"))
+        record = parse_line(line, where := f"{folder / PREDICTIONS}:{number}")
+        for mark in ("exact", "official"):
+            if not isinstance(record.get(mark), bool):
+                raise DataError(f"{where}: expected true or false under {mark!r}, got {record.get(mark)!r}")
         key = (str(record.pop("model", "")), str(record.get("task")), str(record.get("length")))
         predictions.setdefault(key, []).append(record)
     results = tuple(_result(item, predictions, str(path)) for item in value.get("results", ()))
@@ -127,6 +132,8 @@ def markdown_page(run: EvaluationRun) -> str:
     if len(comparison.labels) > 1:
         head = "Paired tests over all tasks together (exact McNemar; difference with 95 % bootstrap interval):\n"
         parts += [head, tables.test_grid(comparison).markdown()]
+    if tables.has_retrieval(comparison):
+        parts += [f"{tables.RETRIEVAL_NOTE}\n", tables.retrieval_grid(comparison).markdown()]
     parts += ["Mean accuracy in percent by both scoring rules:\n", tables.rules_grid(comparison).markdown()]
     if run.diagnostics:
         parts += ["What the memories do, means over a few samples:\n", memory_grid(run.diagnostics).markdown()]
@@ -150,7 +157,7 @@ def _result(
 ) -> BabilongResult:
     cells = []
     for cell in value.get("cells", ()):
-        kept = {key: cell[key] for key in ("task", "length", "seconds", "prompt_tokens", "new_tokens") if key in cell}
+        kept = {key: cell[key] for key in _CELL_FACTS if key in cell}
         kept["predictions"] = predictions.get((value["label"], kept["task"], kept["length"]), [])
         if len(kept["predictions"]) != cell.get("num_samples"):
             raise DataError(f"{name}: {PREDICTIONS} does not hold the answers of {value['label']}; evaluate again")

@@ -7,12 +7,17 @@ Everything works on plain sequences of right/wrong marks. Two models are only ev
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from mnemon.errors import ConfigError
-from mnemon.metrics.intervals import Interval
+from mnemon.metrics.intervals import Interval, crossed_difference
+
+Correction = Literal["holm", "bh"]
+CORRECTIONS: dict[Correction, str] = {"holm": "Holm", "bh": "Benjamini–Hochberg"}
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,14 @@ class PairedTest:
     """Comparison of two models on the same samples.
 
     Attributes:
-        only_first: samples that the first model alone answered rightly.
-        only_second: samples that the second model alone answered rightly.
+        only_first: samples that the first model alone answered rightly; None where not every score is one mark.
+        only_second: samples that the second model alone answered rightly; None where not every score is one mark.
         difference: accuracy of the first minus that of the second, with its bootstrap interval.
-        p_value: exact two-sided McNemar test.
+        p_value: exact two-sided McNemar test; without counts that of the crossed bootstrap.
     """
 
-    only_first: int
-    only_second: int
+    only_first: int | None
+    only_second: int | None
     num_samples: int
     difference: Interval
     p_value: float
@@ -148,6 +153,53 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, p_values[index] * (len(p_values) - rank)))
         corrected[index] = running
     return corrected
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Correct p values so that a share of the differences found, not the chance of any false one, is bounded.
+
+    corrected p_(i) = min over j >= i of p_(j) m / j for the sorted p_(1) <= ... <= p_(m).
+
+    Args:
+        p_values: uncorrected p values in 0..1.
+
+    Returns:
+        Corrected p values in the same order, never smaller than the uncorrected ones nor greater than Holm's.
+
+    Source:
+        Y. Benjamini, Y. Hochberg, Controlling the false discovery rate, J. R. Statist. Soc. B 57 (1995).
+    """
+    corrected = [1.0] * len(p_values)
+    running = 1.0
+    ranked = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    for rank in range(len(p_values), 0, -1):
+        index = ranked[rank - 1]
+        running = min(running, p_values[index] * len(p_values) / rank)
+        corrected[index] = max(running, p_values[index])  # rounding must not lower a p value
+    return corrected
+
+
+def correct(p_values: Sequence[float], method: Correction) -> list[float]:
+    """Correct p values for the number of tests made together: "holm" (any false difference) or "bh" (their share)."""
+    return holm(p_values) if method == "holm" else benjamini_hochberg(p_values)
+
+
+def crossed_test(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]], *, seed: int = 0) -> PairedTest:
+    """Compare two models on the same samples where a model may have several training seeds, or scores are no marks.
+
+    Args:
+        first: scores of the first model, [S1, N]: a row per training seed.
+        second: scores of the second model on the same samples, [S2, N].
+        seed: seed of the bootstrap.
+
+    Returns:
+        The difference with its interval and p value over seeds and samples; no counts.
+
+    Raises:
+        ConfigError: if the numbers of samples differ or there is none.
+    """
+    difference, p_value = crossed_difference(first, second, seed=seed)
+    return PairedTest(None, None, first.shape[1], difference, p_value)
 
 
 def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:

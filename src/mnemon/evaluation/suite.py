@@ -13,10 +13,11 @@ from typing import Any
 from mnemon.data.babilong import Sample
 from mnemon.errors import ConfigError, DataError
 from mnemon.evaluation.babilong import evaluate_babilong
-from mnemon.evaluation.controls import ModelSpec, with_controls
+from mnemon.evaluation.controls import ModelSpec, all_rows
 from mnemon.evaluation.diagnostics import measure_memory
 from mnemon.evaluation.machine import describe_machine
 from mnemon.evaluation.results import Layout
+from mnemon.evaluation.retrieval import Retriever
 from mnemon.evaluation.run import EvaluationRun
 from mnemon.evaluation.samples import (
     OFFICIAL_RESERVE,
@@ -49,7 +50,8 @@ class SuiteOptions:
         background_name: how to name the background in the record; empty for the background itself.
         batch_size: most prompts per call; None leaves it to the token budget.
         max_batch_tokens: most padded prompt tokens per call; None chooses for each model.
-        controls: add the knocked-out row of every LM2.
+        controls: add the knocked-out row of every LM2, and with a retriever the rows that read whole texts.
+        retriever: let every model read only what this finds in a text.
         diagnostics: look at what every memory does, on a few samples of each length.
     """
 
@@ -68,6 +70,7 @@ class SuiteOptions:
     controls: bool = True
     diagnostics: bool = False
     samples_at: Mapping[str, int] = field(default_factory=dict)
+    retriever: Retriever | None = None
 
 
 def evaluate_models(
@@ -98,7 +101,7 @@ def evaluate_models(
     """
     if not specs:
         raise ConfigError("no model given; name at least one")
-    rows = with_controls(specs) if options.controls else list(specs)
+    rows = all_rows(specs, options.retriever, controls=options.controls)
     if len({row.label for row in rows}) != len(rows):
         raise ConfigError(f"every model needs a label of its own, got {', '.join(row.label for row in rows)}")
     options = replace(options, tasks=check_tasks(options.tasks), lengths=check_lengths(options.lengths))
@@ -125,6 +128,7 @@ def evaluate_models(
             training=row.training,
             samples=source,
             stories=options.stories_name,
+            retriever=row.retriever,
             cells_folder=cells_folder,
             progress=report,
         )
@@ -138,7 +142,7 @@ def evaluate_models(
 
 def number_of_questions(specs: Sequence[ModelSpec], options: SuiteOptions) -> int:
     """Give how many questions `evaluate_models` will ask, for a progress bar."""
-    rows = with_controls(specs) if options.controls else specs
+    rows = all_rows(specs, options.retriever, controls=options.controls)
     per_task = sum(options.samples_at.get(length, options.num_samples) for length in options.lengths)
     return len(rows) * len(options.tasks) * per_task
 

@@ -4,6 +4,7 @@ The same rows go to the terminal (rich) and to Markdown. Bold is the best model 
 every other model there by the Holm-corrected paired test.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,12 @@ from rich import box
 from rich.table import Table
 
 from mnemon.evaluation.comparison import SIGNIFICANCE, Comparison, PairwiseTest
-from mnemon.evaluation.results import EvaluationSettings, Rule
-from mnemon.metrics.intervals import Interval
+from mnemon.evaluation.results import EvaluationSettings, RetrievalCounts, Rule
+from mnemon.evaluation.statistics import CORRECTIONS
+from mnemon.metrics.intervals import Interval, wilson_interval
 
 NAME_COLUMNS = 2
+ALL_LENGTHS = "all"
 RULE_NAMES: dict[Rule, str] = {"exact": "exact words", "official": "the benchmark's substring rule"}
 
 
@@ -23,16 +26,31 @@ class Grid:
     """A table as text, for Markdown and HTML alike; two stars around a text mean bold.
 
     Attributes:
-        head: column names; the first two columns are names, the others numbers.
+        head: column names.
         lines: one tuple of texts per line.
+        num_names: so many columns at the left are names; the others are numbers.
     """
 
     head: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
+    num_names: int = NAME_COLUMNS
+
+    def grouped(self) -> list[tuple[bool, tuple[str, ...]]]:
+        """Give every line, its first name left out where the line before has it, and whether a rule goes before it.
+
+        There are groups where two columns are names and a first name is repeated.
+        """
+        firsts = [line[0] for line in self.lines]
+        has_groups = self.num_names > 1 and any(left == right for left, right in itertools.pairwise(firsts))
+        lines = []
+        for index, line in enumerate(self.lines):
+            repeats = has_groups and index > 0 and line[0] == firsts[index - 1]
+            lines.append((has_groups and index > 0 and not repeats, ("", *line[1:]) if repeats else line))
+        return lines
 
     def markdown(self) -> str:
         """Write the table as Markdown, numbers aligned to the right."""
-        rule = ["---" if index < NAME_COLUMNS else "---:" for index in range(len(self.head))]
+        rule = ["---" if index < self.num_names else "---:" for index in range(len(self.head))]
         rows = [self.head, rule, *([text.replace("|", "\\|") for text in line] for line in self.lines)]
         return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -44,10 +62,12 @@ class TableCell:
     accuracy: Interval
     best: bool = False
     significant: bool = False
+    spread: float | None = None
 
     def text(self, *, interval: bool = True) -> str:
-        """Write "93 [86-97]", in percent, with a star if significantly best."""
-        star = "★" if self.significant else ""
+        """Write "93 [86-97]", in percent, with a star if significantly best; "93±2 [86-97]" over training seeds."""
+        star = "" if self.spread is None else f"±{100 * self.spread:.0f}"
+        star += "★" if self.significant else ""
         low, mean, high = (
             f"{100 * value:.0f}" for value in (self.accuracy.low, self.accuracy.mean, self.accuracy.high)
         )
@@ -58,7 +78,7 @@ class TableCell:
 class TableRow:
     """One model at one length: its cells per task, the mean over all tasks last."""
 
-    length: str
+    length: str | None
     label: str
     cells: tuple[TableCell, ...]
 
@@ -67,15 +87,16 @@ def table_rows(comparison: Comparison) -> list[TableRow]:
     """Arrange a comparison as rows, lengths outermost, the mean over the tasks as last column."""
     columns: list[str | None] = [*comparison.settings.tasks, None]
     rows = []
-    for length in comparison.settings.lengths:
+    for length in comparison.lengths:
         best = {task: comparison.best(length, task) for task in columns}
+        stars = {task: comparison.stars(length, task) for task in columns}
         for label in comparison.labels:
             cells = []
             for task in columns:
                 leader = best[task]
                 leads = leader is not None and leader.label == label
-                star = leader is not None and leads and leader.significant
-                cells.append(TableCell(comparison.accuracy(label, length, task), leads, star))
+                spread = comparison.spread(label, length, task)
+                cells.append(TableCell(comparison.accuracy(label, length, task), leads, label in stars[task], spread))
             rows.append(TableRow(length, label, tuple(cells)))
     return rows
 
@@ -95,9 +116,9 @@ def rich_table(comparison: Comparison) -> Table:
     for task in comparison.settings.tasks:
         table.add_column(task, justify="right")
     table.add_column("mean [95 %]", justify="right", no_wrap=True)
-    previous = None
+    previous: str | None = ""
     for row in table_rows(comparison):
-        if previous is not None and row.length != previous:
+        if previous != "" and row.length != previous:
             table.add_section()
         texts = [cell.text(interval=index == len(row.cells) - 1) for index, cell in enumerate(row.cells)]
         styled = [
@@ -112,13 +133,13 @@ def accuracy_grid(comparison: Comparison) -> Grid:
     """Arrange the accuracy table, every number with its interval."""
     lines = []
     for row in table_rows(comparison):
-        texts = [_strong(cell.text()) if cell.best else cell.text() for cell in row.cells]
+        texts = [strong(cell.text()) if cell.best else cell.text() for cell in row.cells]
         lines.append((length_text(comparison, row.length), row.label, *texts))
     return Grid((length_head(comparison), "model", *comparison.settings.tasks, "mean"), tuple(lines))
 
 
 def model_grid(comparison: Comparison) -> Grid:
-    """Arrange one line per model: role, parameters, share of the memory, training, speed."""
+    """Arrange one line per model and training seed: role, parameters, share of the memory, training, speed."""
     lines = []
     for result in comparison.results:
         info = result.model
@@ -136,8 +157,36 @@ def model_grid(comparison: Comparison) -> Grid:
 
 def test_grid(comparison: Comparison) -> Grid:
     """Arrange the paired tests over all tasks together, one line per length and pair of models."""
-    head = ("length", "models", "difference (points)", "only first right", "only second right", "p", "p (Holm)")
+    corrected = f"p ({CORRECTIONS[comparison.correction]})"
+    head = ("length", "models", "difference (points)", "only first right", "only second right", "p", corrected)
     return Grid(head, tuple(_test_line(test) for test in comparison.tests if test.task is None))
+
+
+RETRIEVAL_NOTE = (
+    "What the retriever found: tokens of a text that were read, and recall, the mean share of a question's supporting "
+    "facts that stand whole in them, with its 95 % Wilson interval over questions."
+)
+
+
+def has_retrieval(comparison: Comparison) -> bool:
+    """Tell whether some model read only what a retriever found."""
+    return any(result.model.retrieval for result in comparison.results)
+
+
+def retrieval_grid(comparison: Comparison) -> Grid:
+    """Arrange what was retrieved: one line per length and model, recall by task and over all."""
+    settings, lines = comparison.settings, []
+    for length in settings.lengths:
+        for result in (result for result in comparison.results if result.model.retrieval):
+            cells = [result.cell(task, length) for task in settings.tasks]
+            counts = [cell.retrieval for cell in cells if cell.retrieval is not None]
+            asked = sum(len(cell.predictions) for cell in cells)
+            recalls = [_recall_text([cell.retrieval]) for cell in cells]
+            read = f"{sum(count.text_tokens for count in counts) / asked:,.0f}"
+            seconds = f"{sum(count.seconds for count in counts) / asked:.3f}"
+            lines.append((length, result.label, *recalls, _recall_text(counts, interval=True), read, seconds))
+    last = ("recall [95 %]", "tokens read", "seconds per text")
+    return Grid(("length", "model", *settings.tasks, *last), tuple(lines))
 
 
 def rules_grid(comparison: Comparison) -> Grid:
@@ -164,9 +213,11 @@ def length_head(comparison: Comparison) -> str:
     return "length (samples)" if comparison.settings.samples_at else "length"
 
 
-def length_text(comparison: Comparison, length: str) -> str:
+def length_text(comparison: Comparison, length: str | None) -> str:
     """Write a length, with its samples per task in brackets where they are not the same for all lengths."""
     settings = comparison.settings
+    if length is None:
+        return ALL_LENGTHS
     return f"{length} ({settings.samples_for(length)})" if settings.samples_at else length
 
 
@@ -181,9 +232,19 @@ def caption(comparison: Comparison) -> str:
     per_cell = {len(cell.predictions) for cell in comparison.results[0].cells}
     counts = "–".join(str(n) for n in sorted({min(per_cell), max(per_cell)}))
     where = " (in brackets)" if comparison.settings.samples_at else ""
+    several = any(comparison.num_seeds(label) > 1 for label in comparison.labels)
     text = f"{counts} samples per task and length{where}, the same for every model; 95 % Wilson intervals."
+    if several:
+        seeds = ", ".join(f"{label} {comparison.num_seeds(label)}" for label in comparison.labels)
+        text += (
+            f" Training seeds: {seeds}; ± is the standard deviation over seeds; an interval of several seeds covers "
+            "the choice of seeds and samples (crossed bootstrap)."
+        )
     if len(comparison.labels) > 1:
-        text += f" Bold: best. ★: better than every other model (McNemar, Holm-corrected p < {SIGNIFICANCE})."
+        method = "McNemar, with several seeds crossed bootstrap" if several else "McNemar"
+        rival = "every other model" if comparison.baseline is None else f"the baseline {comparison.baseline}"
+        correction = CORRECTIONS[comparison.correction]
+        text += f" Bold: best. ★: better than {rival} ({method}, {correction}-corrected p < {SIGNIFICANCE})."
     level = comparison.majority_level()
     return text if level is None else f"{text} Always the most frequent answer: {100 * level:.0f} % on average."
 
@@ -193,22 +254,32 @@ def p_text(p_value: float) -> str:
     return "< 0.0001" if p_value < 0.0001 else f"{p_value:.4f}" if p_value < 0.01 else f"{p_value:.2f}"
 
 
+def _recall_text(counts: Sequence[RetrievalCounts | None], *, interval: bool = False) -> str:
+    known = [(count.recall, count.num_known) for count in counts if count is not None and count.recall is not None]
+    total = sum(number for _, number in known)
+    if not total:
+        return "–"
+    recall = wilson_interval(min(total, sum(share * number for share, number in known if share)), total)
+    return TableCell(recall).text(interval=interval)
+
+
 def _test_line(test: PairwiseTest) -> tuple[str, ...]:
     change = test.result.difference
     low, mean, high = (f"{100 * value:+.1f}" for value in (change.low, change.mean, change.high))
     corrected = p_text(test.corrected_p)
     return (
-        test.length,
+        test.length or ALL_LENGTHS,
         f"{test.first} − {test.second}",
         f"{mean} [{low}, {high}]",
-        str(test.result.only_first),
-        str(test.result.only_second),
+        _count(test.result.only_first),
+        _count(test.result.only_second),
         p_text(test.result.p_value),
-        _strong(corrected) if test.corrected_p < SIGNIFICANCE else corrected,
+        strong(corrected) if test.corrected_p < SIGNIFICANCE else corrected,
     )
 
 
-def _strong(text: str) -> str:
+def strong(text: str) -> str:
+    """Mark a text of a grid as bold."""
     return f"**{text}**"
 
 

@@ -17,6 +17,11 @@ def active_parameters(model: nn.Module) -> int:
     return total - sum(layer.num_idle_parameters() for layer in mixtures)
 
 
+def count_memory_blocks(model: nn.Module) -> int:
+    """Return how many memories a model has, which is how many of its blocks have one."""
+    return sum(isinstance(module, MemoryBank | MemoryLayer) for module in model.modules())
+
+
 def memory_parameters(model: nn.Module) -> int:
     """Return how many parameters are memories: banks of slots, and layers of linear memories."""
     memories = [module for module in model.modules() if isinstance(module, MemoryBank | MemoryLayer)]

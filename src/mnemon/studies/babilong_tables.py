@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnemon.errors import ConfigError
-from mnemon.evaluation.comparison import SIGNIFICANCE, check_same_samples
+from mnemon.evaluation.compare.published import rows_at
+from mnemon.evaluation.comparison import check_same_samples
+from mnemon.evaluation.paired import SIGNIFICANCE, compare_scores, mean_interval
 from mnemon.evaluation.results import BabilongResult
-from mnemon.evaluation.statistics import holm, paired_test
+from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid, p_text
-from mnemon.metrics.intervals import Interval, crossed_bootstrap, wilson_interval
-from mnemon.studies.published import published_babilong
 from mnemon.studies.study import Json
 
 Marks = NDArray[np.float64]
@@ -75,8 +75,8 @@ def model_rows(answers: Answers) -> list[Json]:
         cells = {
             length: {
                 "samples": answers.marks(label, length, answers.tasks[0]).shape[1],
-                "tasks": {task: asdict(accuracy_of(answers.marks(label, length, task))) for task in answers.tasks},
-                "mean": asdict(accuracy_of(answers.marks(label, length))),
+                "tasks": {task: asdict(mean_interval(answers.marks(label, length, task))) for task in answers.tasks},
+                "mean": asdict(mean_interval(answers.marks(label, length))),
             }
             for length in answers.lengths
             if answers.asked(label, length)
@@ -145,31 +145,18 @@ def _lengths(result: BabilongResult) -> tuple[str, ...]:
     return result.settings.lengths
 
 
-def accuracy_of(marks: Marks) -> Interval:
-    """Return the share of right answers: Wilson's interval for one seed, a crossed bootstrap for several."""
-    if len(marks) == 1:
-        return wilson_interval(int(marks.sum()), marks.size)
-    return crossed_bootstrap(marks)[0]
-
-
 def paired(ours: Marks, theirs: Marks) -> Json:
-    """Return difference, its value per seed and the p value of two models on the same questions.
-
-    One seed: paired bootstrap and McNemar's exact test; several: crossed bootstrap over seeds and questions.
-    """
+    """Return difference, its value per training seed and the p value of two models on the same questions."""
+    test = compare_scores(ours, theirs)
     by_seed = (ours - theirs).mean(axis=1).tolist()
-    if len(ours) == 1:
-        test = paired_test(list(ours[0] > 0), list(theirs[0] > 0))
-        return {"difference": asdict(test.difference), "by_seed": by_seed, "p_value": test.p_value}
-    interval, p_value = crossed_bootstrap(ours - theirs)
-    return {"difference": asdict(interval), "by_seed": by_seed, "p_value": p_value}
+    return {"difference": asdict(test.difference), "by_seed": by_seed, "p_value": test.p_value}
 
 
 def _published_lines(length: str, tasks: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    for row in published_babilong(length, tasks):
-        texts = [f"{row.by_task[task]:g}" if task in row.by_task else "–" for task in tasks]
-        mean = f"{np.mean(list(row.by_task.values())):.0f}" if len(row.by_task) == len(tasks) else "–"
-        yield (length, f"*{row.model}, published*", *texts, mean)
+    for row in rows_at(length, tasks):
+        texts = [f"{row.accuracies[task]:g}" if task in row.accuracies else "–" for task in tasks]
+        mean = row.mean(tasks)
+        yield (length, f"*{row.model}, published*", *texts, "–" if mean is None else f"{mean:.0f}")
 
 
 def _percent(interval: Mapping[str, float]) -> str:

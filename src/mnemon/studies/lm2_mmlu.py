@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from mnemon.data.background import load_background
 from mnemon.data.text import encode_background
 from mnemon.evaluation.checkpoints import load_spec
+from mnemon.evaluation.paired import mean_interval
 from mnemon.evaluation.tables import Grid, p_text
 from mnemon.metrics.perplexity import token_losses
-from mnemon.studies.babilong_tables import accuracy_of, paired
+from mnemon.studies.babilong_tables import paired
 from mnemon.studies.equal_size import as_large_as
 from mnemon.studies.published import published
 from mnemon.studies.study import Json, PlannedRun, Scale, Variant
@@ -76,7 +77,7 @@ class Lm2Mmlu(TextStudy):
         add_text_rows(variants, measures)
         marks = {name: np.array([run["right"] for run in runs], dtype=np.float64) for name, runs in measures.items()}
         for variant in variants:
-            variant["accuracy"] = asdict(accuracy_of(marks[variant["name"]]))
+            variant["accuracy"] = asdict(mean_interval(marks[variant["name"]]))
             variant["questions"] = marks[variant["name"]].shape[1]
         if not {"lm2", "plain"} <= set(marks):
             return {"comparisons": []}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mnemon.evaluation.checkpoints import load_spec
-from mnemon.evaluation.comparison import check_same_samples
+from mnemon.evaluation.compare.published import NOTE
 from mnemon.evaluation.results import BabilongResult, result_from_dict
 from mnemon.evaluation.retrieval import RetrievalSettings, make_retriever
 from mnemon.evaluation.run import EvaluationRun, write_run
@@ -28,7 +28,6 @@ from mnemon.studies.babilong_tables import (
     verdicts,
 )
 from mnemon.studies.equal_size import as_large_as
-from mnemon.studies.published import babilong_sources
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
 from mnemon.training.data_sections import BabilongData
 from mnemon.training.recipe import Recipe
@@ -126,15 +125,13 @@ class Lm2Table1(Study):
         return {"tasks": list(answers.tasks), "rows": model_rows(answers), "comparisons": tests}
 
     def write(self, root: Path, measures: Mapping[str, Sequence[Json]], results: Json) -> tuple[Path, ...]:
-        """Write a whole evaluation per seed and range of lengths: predictions, tables, every paired test, a report."""
+        """Write an evaluation per range of lengths: predictions, tables, every paired test, a report."""
         folders = []
-        for seed, ranges in enumerate(_by_seed(measures)):
-            for compared in ranges:
-                check_same_samples(compared)
-                name = "near" if parse_length(compared[0].settings.lengths[0]) <= _FULL_ATTENTION_TO else "far"
-                run = EvaluationRun(tuple(compared), results["command"], results["machine"])
-                folders.append(root / "evaluation" / f"seed-{seed}-{name}")
-                write_run(folders[-1], run)
+        for compared in zip(*_by_seed(measures), strict=True):
+            every = [result for seed in compared for result in seed]
+            is_near = parse_length(every[0].settings.lengths[0]) <= _FULL_ATTENTION_TO
+            folders.append(root / "evaluation" / _RANGES[0 if is_near else 1])
+            write_run(folders[-1], EvaluationRun(tuple(every), results["command"], results["machine"]))
         return tuple(folders)
 
     def body(self, results: Json) -> list[str]:
@@ -154,10 +151,10 @@ class Lm2Table1(Study):
             lines += ["## What the memory does", "", *verdicts(tests, LM2), ""]
         note = (
             "Percent of right answers with 95 % intervals, the same questions for every model. Published models are "
-            "much larger and were trained and asked differently: they show the course over length, not a contest."
+            "much larger: they show the course over length, not a contest."
         )
         table = accuracy_grid(results["rows"], results["tasks"], with_published=True)
-        lines += ["## Accuracy", "", note, "", table.markdown(), *(f"- {text}" for text in babilong_sources()), ""]
+        lines += ["## Accuracy", "", note, "", table.markdown(), NOTE, ""]
         if tests:
             lines += ["## Paired tests", "", _TEST_NOTE, "", test_grid(tests, LM2).markdown()]
         return lines
