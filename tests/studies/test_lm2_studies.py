@@ -13,7 +13,7 @@ import torch
 
 from mnemon.errors import ConfigError
 from mnemon.evaluation.results import BabilongResult, Cell, EvaluationSettings, ModelInfo, Prediction
-from mnemon.studies.babilong_tables import Answers, accuracy_grid, model_rows, tests_against, verdicts
+from mnemon.studies.babilong_tables import Answers, accuracy_grid, compare_with, model_rows, verdicts
 from mnemon.studies.lm2_figure5 import Lm2Figure5
 from mnemon.studies.lm2_mmlu import choose
 from mnemon.studies.lm2_table1 import Lm2Table1
@@ -71,7 +71,7 @@ def test_published_models_stand_below_the_measured_ones_of_a_length() -> None:
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_clear_difference_is_told_and_none_is_not(seeds: int) -> None:
     results = [answered("plain", BAD), answered("as good", GOOD), answered("LM2", GOOD)]
-    tests = tests_against(Answers([[results]] * seeds), "LM2")
+    tests = compare_with(Answers([[results]] * seeds), "LM2")
     assert [(test["against"], len(test["by_seed"])) for test in tests] == [("plain", seeds), ("as good", seeds)]
     assert tests[0]["difference"]["mean"] == pytest.approx(0.75)
     assert tests[0]["corrected_p"] < 0.001

@@ -86,7 +86,7 @@ def model_rows(answers: Answers) -> list[Json]:
     return rows
 
 
-def tests_against(answers: Answers, label: str) -> list[Json]:
+def compare_with(answers: Answers, label: str) -> list[Json]:
     """Compare one model with every other at every length where both were asked, all tasks together; Holm over all."""
     found: list[Json] = []
     for length in answers.lengths:
@@ -113,8 +113,8 @@ def accuracy_grid(rows: Sequence[Json], tasks: Sequence[str], *, with_published:
     return Grid(("length (samples)", "model", *tasks, "mean"), tuple(lines))
 
 
-def test_grid(tests: Sequence[Json], label: str) -> Grid:
-    """Return the table of `tests_against`; bold where the corrected p value is below 0.05."""
+def difference_grid(tests: Sequence[Json], label: str) -> Grid:
+    """Return the table of `compare_with`; bold where the corrected p value is below 0.05."""
     lines = []
     for test in tests:
         low, mean, high = (f"{100 * test['difference'][end]:+.1f}" for end in ("low", "mean", "high"))

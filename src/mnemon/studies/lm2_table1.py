@@ -22,9 +22,9 @@ from mnemon.evaluation.tables import Grid
 from mnemon.studies.babilong_tables import (
     Answers,
     accuracy_grid,
+    compare_with,
+    difference_grid,
     model_rows,
-    test_grid,
-    tests_against,
     verdicts,
 )
 from mnemon.studies.equal_size import as_large_as
@@ -121,7 +121,7 @@ class Lm2Table1(Study):
     def analyse(self, variants: Sequence[Json], measures: Mapping[str, Sequence[Json]]) -> Json:
         """Return rows per model, LM2 with its bank knocked out included, and the tests of LM2 against every other."""
         answers = Answers(_by_seed(measures))
-        tests = tests_against(answers, LM2) if LM2 in answers.labels else []
+        tests = compare_with(answers, LM2) if LM2 in answers.labels else []
         return {"tasks": list(answers.tasks), "rows": model_rows(answers), "comparisons": tests}
 
     def write(self, root: Path, measures: Mapping[str, Sequence[Json]], results: Json) -> tuple[Path, ...]:
@@ -156,7 +156,7 @@ class Lm2Table1(Study):
         table = accuracy_grid(results["rows"], results["tasks"], with_published=True)
         lines += ["## Accuracy", "", note, "", table.markdown(), NOTE, ""]
         if tests:
-            lines += ["## Paired tests", "", _TEST_NOTE, "", test_grid(tests, LM2).markdown()]
+            lines += ["## Paired tests", "", _TEST_NOTE, "", difference_grid(tests, LM2).markdown()]
         return lines
 
     def figures(self, results: Json) -> list[Plot]:
