@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from mnemon.errors import ConfigError
 from mnemon.studies import execution
 from mnemon.studies.execution import alone_in, execute, is_finished, refuse_untrained
+from mnemon.studies.mom_mqar import MomMqar
 from mnemon.studies.order import Order
 from mnemon.studies.planning import base_recipe, choose_variants, plan_runs
+from mnemon.studies.results import reproduce
 from mnemon.studies.study import Json, PlannedRun
 from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import save_recipe
@@ -44,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         found.append({"name": recipe.name, **options})
         folder.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, folder / "recipe.yaml")
-        summary = {"stop_reason": "max_tokens", "validation": {"16": {}}}
+        summary = {"stop_reason": "max_tokens", "validation": {"16": {}}, "tokens": 2048, "minutes": 0.1}
         (folder / "summary.json").write_text(json.dumps(summary))
         return summary
 
@@ -144,3 +147,26 @@ def test_two_processes_cannot_work_on_one_study(tmp_path: Path) -> None:
         pass
     with alone_in(tmp_path / "study"):
         pass
+
+
+def test_launched_runs_are_measured_where_they_lie_and_never_trained_or_deleted(
+    calls: list[dict[str, Any]], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale = replace(MomMqar.scales["tiny"], launched=True)
+    monkeypatch.setattr(MomMqar, "scales", {"tiny": scale})
+    cells = [{"length": 16, "num_pairs": 2, "right_per_sample": [1, 2]}]
+    monkeypatch.setattr(MomMqar, "measure", lambda study, run, folder: {"cells": cells})
+    order, root = Order("mom-mqar", "tiny", only=("gla.single", "gla.mom")), tmp_path / "study"
+    with pytest.raises(ConfigError, match="2 of 2 runs of this scale have to be launched first"):
+        reproduce(order, root)
+    assert not root.exists()
+    for planned_run in planned():
+        execution.train(planned_run.recipe, planned_run.folder(root), tokens=0)
+    launched = len(calls)
+    with pytest.raises(ConfigError, match="--overwrite would delete runs that were launched"):
+        reproduce(order, root, overwrite=True)
+    with pytest.raises(ConfigError, match="leave out --tune"):
+        reproduce(order, root, tune=(0.1,))
+    results = reproduce(order, root)
+    assert [variant["mean"]["accuracy"]["mean"] for variant in results["variants"]] == [0.75, 0.75]
+    assert len(calls) == launched

@@ -1,10 +1,15 @@
 """What studies would run: variants, sizes, tokens. Nothing is trained here."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from mnemon.errors import ConfigError
 from mnemon.ops import list_rules
+from mnemon.studies.dry_run import dry_run
 from mnemon.studies.equal_size import as_large_as, parameters, refuse_unequal
+from mnemon.studies.estimate import open_data, run_seconds
 from mnemon.studies.order import Order
 from mnemon.studies.planning import base_recipe, choose_variants, model_facts, plan_runs
 from mnemon.studies.registry import get_scale, get_study, list_studies
@@ -113,3 +118,40 @@ def test_models_of_different_size_are_refused() -> None:
     order = Order("lm2-table1", "tiny", only=("plain", "lm2"), changes=("model.base.hidden_size=32",))
     with pytest.raises(ConfigError, match="differ in size by more than 2 %: lm2 has"):
         refuse_unequal(planned(order))
+
+
+def test_a_run_of_the_published_size_is_counted_and_its_data_opened_and_nothing_built(tmp_path: Path) -> None:
+    changes = ("tokenizer.vocab_size=400",)
+    plan = dry_run(Order("mom-text", "paper", only=("gated_delta_net.mom",), changes=changes), tmp_path)
+    (row,) = plan["runs"]
+    missing_rows = (32000 - 400) * 1024
+    assert row["parameters"]["total"] + missing_rows == 512_351_424  # as published, embedding tied
+    assert row["data"] == {"text": 2048}
+    assert row["flop"] == pytest.approx(6 * row["parameters"]["active"] * 16_106_127_360)
+    assert "seconds" not in row
+    for line, start in zip(
+        row["launch"], ("torchrun --standalone --nproc_per_node=8", "torchrun --nnodes=2"), strict=True
+    ):
+        assert line.startswith(start)
+        assert f"-m mnemon train mom-340m --set {changes[0]}" in line
+        assert line.endswith(f"--output {tmp_path}/runs/gated_delta_net.mom/lr-0.0003/seed-0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_kind_of_data_can_be_opened() -> None:
+    assert open_data(load_recipe("mqar-study", ["data.slices=[{length: 64, num_pairs: 4}]"])) == {"4 pairs": 64}
+    few = ["data.tasks=[qa1, qa6]", "data.lengths=[0, 128]", "tokenizer.vocab_size=400"]
+    assert open_data(load_recipe("babilong-tiny-lm2", few)) == {"qa1": 128, "qa6": 128}
+
+
+def test_time_is_estimated_from_earlier_runs_where_there_are_some(tmp_path: Path) -> None:
+    (run,) = planned(Order("mom-mqar", "tiny", only=("gla.single",)))
+    study = get_study("mom-mqar")
+    assert run_seconds(study, run, tmp_path)["from"] == "measured"
+    folder = run.folder(tmp_path)
+    folder.mkdir(parents=True)
+    summary = {"stop_reason": "max_tokens", "validation": {"16": {}}, "tokens_per_second": 2.0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    estimate = run_seconds(study, run, tmp_path)
+    assert estimate["from"] == "earlier run"
+    assert estimate["seconds"] == pytest.approx(1024, rel=0.05)

@@ -64,8 +64,8 @@ def reproduce(
     root = output or Path("runs/studies") / study
     orders = {}
     for part in parts:
-        text = _text_change(get_study(part).recipe, part, background, ignored=len(parts) > 1)
-        orders[root / part if len(parts) > 1 else root] = Order(
+        text = _text_change(get_study(part).recipe, part, background, ignored=part != study)
+        orders[root if part == study else root / part] = Order(
             part,
             scale,
             seeds=seeds,

@@ -61,6 +61,7 @@ def accuracy_over_pairs(variants: Sequence[Json]) -> Plot:
 def accuracy_over_state(variants: Sequence[Json]) -> Plot:
     """Draw mean accuracy over the bytes of the state at the longest length, a point per variant with a known arm."""
     title = "Accuracy over the bytes of the state"
+    variants = [variant for variant in variants if variant["state_bytes"]]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.6, 4.8), layout="constrained")
         axes = figure.add_subplot()
@@ -144,6 +145,27 @@ def loss_lines(variants: Sequence[Json], what: str) -> Plot:
         axes.set_ylabel("loss, nats per token")
         axes.legend(title=what, frameon=False)
         return _finish(figure, "loss-curves", "Training loss over the tokens read")
+
+
+def perplexity_over_blocks(variants: Sequence[Json]) -> Plot:
+    """Draw perplexity over the number of blocks with memory, mean over seeds, a line per length of the context.
+
+    Args:
+        variants: `blocks`, and `rows`: length and perplexities of the seeds.
+    """
+    title = "Perplexity over the number of blocks with memory"
+    blocks = [variant["blocks"] for variant in variants]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        for number, row in enumerate(variants[0]["rows"]):
+            values = [sum(v["rows"][number]["perplexity"]) / len(v["rows"][number]["perplexity"]) for v in variants]
+            axes.plot(blocks, values, label=f"{row['length']:,}", markersize=5, **_look(number))
+        axes.set_xticks(blocks, [str(count) for count in blocks])
+        axes.set_xlabel("blocks with memory")
+        axes.set_ylabel("perplexity of held-out text")
+        axes.legend(title="tokens of context", frameon=False)
+        return _finish(figure, "perplexity-over-blocks", title)
 
 
 @contextmanager

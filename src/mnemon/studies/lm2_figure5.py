@@ -17,7 +17,8 @@ _SHARES = (0.375, 0.75, 1.0)
 """Of the blocks, from the first on; the paper compares 1, 6, 12 and 16 of 16."""
 
 _TEXT = "data={kind: text, background: stdlib, length: 2048}"
-_NONE = "blocks-0"
+_PREFIX = "blocks-"
+_NONE = f"{_PREFIX}0"
 
 
 class Lm2Figure5(TextStudy):
@@ -43,6 +44,8 @@ class Lm2Figure5(TextStudy):
     def analyse(self, variants: Sequence[Json], measures: Mapping[str, Sequence[Json]]) -> Json:
         """Add a row per length and the loss curve to every variant; compare each with the decoder without memory."""
         add_text_rows(variants, measures)
+        for variant in variants:
+            variant["blocks"] = int(variant["name"].removeprefix(_PREFIX))
         by_name = {variant["name"]: variant for variant in variants}
         if _NONE not in by_name:
             return {"comparisons": []}
@@ -76,14 +79,15 @@ class Lm2Figure5(TextStudy):
         return lines
 
     def figures(self, results: Json) -> list[Plot]:
-        """Draw the loss curves, a line per number of blocks."""
-        from mnemon.studies.figures import loss_lines
+        """Draw the loss curves, a line per number of blocks, and perplexity over that number."""
+        from mnemon.studies.figures import loss_lines, perplexity_over_blocks
 
-        return [loss_lines(results["variants"], "blocks with memory")]
+        variants = results["variants"]
+        return [loss_lines(variants, "blocks with memory"), perplexity_over_blocks(variants)]
 
 
 def _with_memory(count: int, blocks: int) -> Variant:
-    return Variant(f"blocks-{count}", "", f"{count} of {blocks}", (f"model.lm2.memory_layers={list(range(count))}",))
+    return Variant(f"{_PREFIX}{count}", "", f"{count} of {blocks}", (f"model.lm2.memory_layers={list(range(count))}",))
 
 
 def _names(variant: Json) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from mnemon.studies.babilong_tables import (
     verdicts,
 )
 from mnemon.studies.equal_size import as_large_as
-from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
+from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant, state_text
 from mnemon.training.data_sections import BabilongData
 from mnemon.training.recipe import Recipe
 from mnemon.training.trainer import wants_cuda
@@ -226,14 +226,13 @@ def _model_grid(results: Json) -> Grid:
     lines = []
     for row in results["rows"]:
         variant = own.get(row["label"])
-        state = next(iter(variant["state_bytes"].values())) if variant and variant["state_bytes"] else None
         lines.append(
             (
                 row["label"],
                 row["role"],
                 f"{row['parameters']:,}",
                 f"{row['memory']:,}",
-                "–" if state is None else f"{state:,}",
+                "–" if variant is None else state_text(variant),
                 f"{row['training']['tokens']:,}",
                 f"{row['training']['trained_length']:,}",
                 "–" if variant is None else f"{sum(variant['minutes']):.0f}",

@@ -19,7 +19,7 @@ from mnemon.ops import list_rules
 from mnemon.studies import memory_arms
 from mnemon.studies.execution import read_json
 from mnemon.studies.memory_arms import ARMS, ATTENTION
-from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
+from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant, state_text
 from mnemon.training.data_sections import MqarData
 from mnemon.training.recipe import MoMOptions, Recipe
 from mnemon.training.run import SUMMARY_FILE
@@ -258,7 +258,6 @@ def _comparison_grid(comparisons: Sequence[Json]) -> Grid:
 
 def _accuracy_grid(variants: Sequence[Json]) -> Grid:
     rows = variants[0]["rows"]
-    longest = str(max(row["length"] for row in rows))
     slices = [f"{row['num_pairs']} pairs in {row['length']}" for row in rows]
     head = ("rule", "arm", "parameters", "active", "state, bytes", "learning rate", "tokens", "seeds", *slices, "mean")
     lines = []
@@ -267,7 +266,7 @@ def _accuracy_grid(variants: Sequence[Json]) -> Grid:
         facts = (
             f"{variant['parameters']['total']:,}",
             f"{variant['parameters']['active']:,}",
-            f"{variant['state_bytes'][longest]:,}",
+            state_text(variant),
             f"{variant['learning_rate']:g}",
             f"{variant['tokens'][0]:,}",
             f"{len(variant['tokens'])}",

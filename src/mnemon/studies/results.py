@@ -54,7 +54,7 @@ def reproduce(
         KeyboardInterrupt: interrupted; the next call goes on.
     """
     study, scale = order.resolve()
-    if tune and not study.tunable:
+    if tune and (scale.launched or not study.tunable):
         raise ConfigError(f"{study.name} compares recipes as they are; leave out --tune")
     changes: Sequence[str] = order.changes
     base = base_recipe(study, scale, changes)
@@ -63,15 +63,15 @@ def reproduce(
     first = plan_runs(study, scale, variants, 1, changes)
     if study.equal_parameters:
         refuse_unequal(first)
+    if scale.launched:
+        _refuse_to_launch(plan_runs(study, scale, variants, scale.seeds, changes), root, overwrite)
     begun_with = {"study": order.study, "scale": order.scale, "recipe": base.model_dump(mode="json")}
-    with _prepared(root, begun_with, overwrite):
+    with _prepared(root, begun_with, overwrite, launched=scale.launched):
         if not scale.launched:
             changes = [*changes, *study.prepare(base, root)]
         scores = _tune(study, scale, variants, tune, changes, root, jobs, report)
         rates = {variant: max(found, key=lambda rate: found[rate]) for variant, found in scores.items()}
         runs = plan_runs(study, scale, variants, scale.seeds, changes, rates if tune else None)
-        if scale.launched:
-            refuse_untrained(runs, root)
         execute(study, runs, root, jobs, report)
         base = base_recipe(study, scale, changes)
         facts: Json = {
@@ -95,16 +95,26 @@ def reproduce(
     return results
 
 
+def _refuse_to_launch(runs: Sequence[PlannedRun], root: Path, overwrite: bool) -> None:
+    """Refuse what would train, or delete, runs that take many GPUs."""
+    if overwrite:
+        raise ConfigError(f"{root}: --overwrite would delete runs that were launched; delete them yourself if wanted")
+    refuse_untrained(runs, root)
+
+
 @contextmanager
-def _prepared(root: Path, begun_with: Json, overwrite: bool) -> Iterator[None]:
-    """Make the folder of a study, or make sure that the study in it is this one, and keep it from others meanwhile."""
+def _prepared(root: Path, begun_with: Json, overwrite: bool, launched: bool) -> Iterator[None]:
+    """Make the folder of a study, or make sure that the study in it is this one, and keep it from others meanwhile.
+
+    A folder with launched runs is taken as it is: they are of the right recipes, which has been checked.
+    """
     begun = (root / PLAN).is_file() and not overwrite
     if begun:
         earlier = read_json(root / PLAN)
         for keys in (("study",), ("scale",), tuple(begun_with)):  # which study it is tells more than any of its keys
             refuse_other(root, {key: earlier.get(key) for key in keys}, {key: begun_with[key] for key in keys})
     with alone_in(root):
-        prepare_output_folder(root, overwrite, resume=begun, resumable=False)
+        prepare_output_folder(root, overwrite, resume=begun or launched, resumable=False)
         atomic_write_json(root / PLAN, begun_with)
         yield
 

@@ -164,3 +164,9 @@ class Study(ABC):
     @abstractmethod
     def figures(self, results: Json) -> list[Plot]:
         """Draw the figures of the page."""
+
+
+def state_text(variant: Json) -> str:
+    """Write the bytes that a variant of `results.json` carries at the longest length; unknown of launched runs."""
+    known = variant["state_bytes"]
+    return f"{known[max(known, key=int)]:,}" if known else "–"

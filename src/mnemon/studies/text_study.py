@@ -12,7 +12,7 @@ from mnemon.evaluation.tables import Grid
 from mnemon.files import complete_folder, read_text
 from mnemon.metrics.perplexity import FACTORS
 from mnemon.studies.execution import read_json
-from mnemon.studies.study import Json, PlannedRun, Study
+from mnemon.studies.study import Json, PlannedRun, Study, state_text
 from mnemon.training.build import build_tokenizer
 from mnemon.training.recipe import Recipe
 from mnemon.training.run import LOG_FILE, SUMMARY_FILE
@@ -109,7 +109,6 @@ def perplexity_grid(variants: Sequence[Json], names: tuple[str, str], named: Cal
         named: their content.
     """
     lengths = [row["length"] for row in variants[0]["rows"]]
-    longest = str(max(lengths))
     head = (
         *names,
         "parameters",
@@ -126,7 +125,7 @@ def perplexity_grid(variants: Sequence[Json], names: tuple[str, str], named: Cal
         facts = (
             f"{variant['parameters']['total']:,}",
             f"{variant['parameters']['active']:,}",
-            f"{variant['state_bytes'][longest]:,}" if variant["state_bytes"] else "–",
+            state_text(variant),
             f"{variant['learning_rate']:g}",
             f"{variant['tokens'][0]:,}",
             f"{len(variant['tokens'])}",
