@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mnemon.errors import ConfigError
+from mnemon.errors import ConfigError, RunError
 from mnemon.studies.mom_mqar import verdict
 from mnemon.studies.order import Order
 from mnemon.studies.results import reproduce
@@ -68,6 +68,25 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(mqar: Path) -> 
     before, told = results_of(mqar), list[str]()
     assert reproduce(MQAR, mqar, command="mnemon reproduce mom-mqar", report=told.append) == before
     assert told == ["5 of 5 runs are finished already"]
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own_give_the_same_numbers(mqar: Path, tmp_path: Path) -> None:
+    told = list[str]()
+    order = Order("mom-mqar", "tiny", only=("gla.single", "gla.mom"))
+    results = reproduce(order, tmp_path / "study", jobs=2, report=told.append)
+    alone = {variant["name"]: variant["rows"] for variant in results_of(mqar)["variants"]}
+    assert {variant["name"]: variant["rows"] for variant in results["variants"]} == {
+        name: alone[name] for name in order.only
+    }
+    assert sorted(line.split(": ")[1] for line in told) == ["gla.mom/lr-0.003/seed-0", "gla.single/lr-0.003/seed-0"]
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_process_of_its_own_is_told_with_the_run(tmp_path: Path) -> None:
+    order = Order("mom-mqar", "tiny", only=("gla.single", "gla.mom"), changes=("optimisation.sharding=fsdp",))
+    with pytest.raises(RunError, match=r"gla\.(single|mom)/lr-0.003/seed-0: .*fsdp"):
+        reproduce(order, tmp_path / "study", jobs=2)
 
 
 def test_a_study_is_not_continued_with_another_recipe(mqar: Path) -> None:
