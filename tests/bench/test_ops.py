@@ -192,6 +192,13 @@ def test_ratios_are_judged_by_their_targets(settings):
     }
 
 
+def test_forward_alone_has_no_target_of_speed_over_the_recurrent_form(settings):
+    run = made_up(settings)
+    run = dataclasses.replace(run, passes=[dataclasses.replace(row, what="forward") for row in run.passes])
+    (ratio,) = [ratio for ratio in all_ratios(run) if "over recurrent" in ratio.label]
+    assert (ratio.quartiles[1], ratio.target, ratio.passed) == (8.0, None, None)
+
+
 def test_the_page_has_ratios_times_and_verdicts(settings):
     page = markdown(made_up(settings))
     assert "2 of 6 targets are reached." in page

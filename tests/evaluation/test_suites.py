@@ -63,6 +63,25 @@ def test_recall_of_models_without_tokenizer_is_measured_on_the_trained_slices(
     assert "768" in table
 
 
+def test_measured_runs_can_be_compared_sample_by_sample(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mqar, text = tmp_path / "mqar", tmp_path / "text"
+    words = ["eval", "--suite", "mqar", str(runs / "recall"), f"Memory={runs / 'recall-lm2'}", "--samples", "20"]
+    assert main([*words, "-o", str(mqar), "--json"]) == 0
+    words = ["eval", str(runs / "text"), "--suite", "perplexity", "--lengths", "16,32", "--samples", "3"]
+    assert main([*words, "-o", str(text), "--json"]) == 0
+    measured = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main(["compare", str(mqar), str(text), "--json"]) == 0
+    recall, perplexity = json.loads(capsys.readouterr().out)["sections"]
+    for row, before in zip(recall["rows"], measured[0]["rows"], strict=True):
+        assert row["value"]["mean"] == pytest.approx(100 * before["accuracy"]["mean"])
+    for row, before in zip(perplexity["rows"], measured[1]["rows"], strict=True):
+        assert row["value"]["mean"] == pytest.approx(before["perplexity"]["mean"])
+    assert len(recall["tests"]) == 3  # of three rows on one slice
+    assert [row["memory_blocks"] for row in measured[0]["rows"]] == [0, 1, 1]
+
+
 def test_other_slices_can_be_asked_for_and_the_seed_decides_the_samples(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,8 @@ ROLES: dict[str, str] = {
 }
 
 KNOCK_OUT = {"knock_out_memory": True}
+KNOCKED_OUT = " (knocked out)"
+"""End of the label of a control row."""
 
 _EQUAL_PARAMETERS = 0.02
 
@@ -58,7 +60,7 @@ def has_memory(model: Any) -> bool:
 
 def knocked_out(spec: ModelSpec) -> ModelSpec:
     """Give the control row of an LM2: same weights, bank silenced."""
-    return replace(spec, label=f"{spec.label} (knocked out)", generate_kwargs={**spec.generate_kwargs, **KNOCK_OUT})
+    return replace(spec, label=f"{spec.label}{KNOCKED_OUT}", generate_kwargs={**spec.generate_kwargs, **KNOCK_OUT})
 
 
 def with_retrieval(spec: ModelSpec, retriever: Retriever) -> ModelSpec:

@@ -103,9 +103,10 @@ def halves(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
 
 def cross_products(products: Tensor, half: int) -> Tensor:
     """View what second halves see of first halves in [..., C, C]: [..., C / 2 half, half, half]."""
-    spans = products.shape[-1] // (2 * half)
-    blocks = products.unflatten(-2, (spans, 2, half)).unflatten(-1, (spans, 2, half))
-    return blocks[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+    *batch, row, column = products.stride()
+    shape = (*products.shape[:-2], products.shape[-1] // (2 * half), half, half)
+    start = products.storage_offset() + half * row
+    return products.as_strided(shape, (*batch, 2 * half * (row + column), row, column), start)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:

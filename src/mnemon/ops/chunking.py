@@ -4,23 +4,32 @@ Layout: `[B, H, N, C, ...]`, N chunks of C tokens; a chunk is a matrix, and the 
 Only decays between 0 and 1 ever occur: every exponent is a difference that is at most 0.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def to_chunks(x: Tensor, chunk_size: int) -> Tensor:
     """Cut [B, T, H, ...] into chunks [B, H, N, C, ...]; T is a multiple of `chunk_size`."""
+    return view_chunks(x, chunk_size).contiguous()
+
+
+def view_chunks(x: Tensor, chunk_size: int) -> Tensor:
+    """View [B, T, H, ...] as chunks [B, H, N, C, ...]; T is a multiple of `chunk_size`."""
     batch, tokens, heads = x.shape[:3]
-    parts = x.reshape(batch, tokens // chunk_size, chunk_size, heads, *x.shape[3:])
-    return parts.movedim(3, 1).contiguous()
+    return x.reshape(batch, tokens // chunk_size, chunk_size, heads, *x.shape[3:]).movedim(3, 1)
 
 
 def from_chunks(x: Tensor) -> Tensor:
     """View chunks [B, H, N, C, ...] as [B, T, H, ...]."""
     return x.flatten(2, 3).movedim(1, 2)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return A B, [..., M, N], for A [..., M, L] and B [..., L, N]; written out where A has one or two columns."""
+    if a.shape[-1] > 2:
+        return a @ b
+    x = a[..., :1] * b[..., :1, :]
+    return x if a.shape[-1] == 1 else x.addcmul_(a[..., 1:], b[..., 1:, :])
 
 
 def add_product(x: Tensor, a: Tensor, b: Tensor) -> None:
@@ -87,7 +96,9 @@ def decay_between(g: Tensor) -> Tensor:
     return sums.exp().tril()
 
 
-def chunk_states(added: Tensor, total: Tensor | None, state: Tensor, *, backwards: bool = False) -> Tensor:
+def chunk_states(
+    added: Tensor, total: Tensor | None, state: Tensor, *, backwards: bool = False
+) -> tuple[Tensor, Tensor]:
     """Compute S_{n+1} = total_n * S_n + D_n over chunks; made for gradients written by hand, it has none itself.
 
     Args:
@@ -97,91 +108,17 @@ def chunk_states(added: Tensor, total: Tensor | None, state: Tensor, *, backward
         backwards: run from the last chunk to the first, S_n = total_n * S_{n+1} + D_n, from S_N = `state`.
 
     Returns:
-        S_0 to S_N, [B, H, N + 1, K, V].
+        The state that every chunk meets, S_n or backwards S_{n+1}, [B, H, N, K, V]; and the one after all chunks, S_N
+        or backwards S_0, [B, H, K, V].
     """
-    count = added.shape[2]
-    states = added.new_empty(*added.shape[:2], count + 1, *added.shape[3:])
-    order = range(count - 1, -1, -1) if backwards else range(count)
-    states[:, :, count if backwards else 0] = state
-    for n in order:
-        source, target = (n + 1, n) if backwards else (n, n + 1)
-        if total is None:
-            torch.add(added[:, :, n], states[:, :, source], out=states[:, :, target])
-        else:
-            torch.addcmul(added[:, :, n], states[:, :, source], total[:, :, n], out=states[:, :, target])
-    return states
-
-
-class _AffineScan(torch.autograd.Function):
-    """S_{n+1} = P_n S_n + D_n with one matrix product per step in both directions."""
-
-    @staticmethod
-    def forward(ctx: Any, transition: Tensor, added: Tensor, start: Tensor) -> Tensor:
-        states = start.new_empty(added.shape[0] + 1, *start.shape)
-        states[0] = start
-        for n in range(added.shape[0]):
-            torch.baddbmm(added[n], transition[n], states[n], out=states[n + 1])
-        ctx.save_for_backward(transition, states)
-        return states
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        transition, states = ctx.saved_tensors
-        grad = grad_states.clone()
-        for n in range(transition.shape[0] - 1, -1, -1):
-            grad[n].baddbmm_(transition[n].mT, grad[n + 1])
-        return grad[1:] @ states[:-1].mT, grad[1:], grad[0]
-
-
-def affine_scan(transition: Tensor, added: Tensor, start: Tensor) -> Tensor:
-    """Compute S_{n+1} = P_n S_n + D_n for a batch of matrices.
-
-    Args:
-        transition: P, [N, Q, K, K].
-        added: D, [N, Q, K, V].
-        start: S_0, [Q, K, V].
-
-    Returns:
-        All states, S_0 to S_N, [N + 1, Q, K, V].
-    """
-    states: Tensor = _AffineScan.apply(transition, added, start)
-    return states
+    met, order = torch.empty_like(added), range(added.shape[2])
+    for n in reversed(order) if backwards else order:
+        met[:, :, n] = state
+        state = added[:, :, n] + state if total is None else torch.addcmul(added[:, :, n], state, total[:, :, n])
+    return met, state
 
 
 def unit_lower_inverse(lower: Tensor) -> Tensor:
     """Invert I + A for strictly lower triangular A [..., C, C]; entries on and above the diagonal are ignored."""
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
     return torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
-
-
-class _UnitLowerSolve(torch.autograd.Function):
-    """X = (I + A)^-1 R; the inverse serves both directions."""
-
-    @staticmethod
-    def forward(ctx: Any, lower: Tensor, right: Tensor) -> Tensor:
-        inverse = unit_lower_inverse(lower)
-        solution = inverse @ right
-        ctx.save_for_backward(inverse, solution)
-        return solution
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        inverse, solution = ctx.saved_tensors
-        grad_right = inverse.mT @ grad
-        return -(grad_right @ solution.mT).tril(-1), grad_right
-
-
-def solve_unit_lower(lower: Tensor, right: Tensor) -> Tensor:
-    """Solve (I + A) X = R.
-
-    Args:
-        lower: strictly lower triangular A, [..., C, C]; entries on and above the diagonal are ignored.
-        right: R, [..., C, D].
-
-    Returns:
-        X, [..., C, D].
-    """
-    solution: Tensor = _UnitLowerSolve.apply(lower, right)
-    return solution

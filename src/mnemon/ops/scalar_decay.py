@@ -53,10 +53,10 @@ class _DecayChunks(torch.autograd.Function):
         q, k, v = (to_chunks(x, chunk_size) for x in (q, k, v))
         b = None if g is None else to_chunks(g, chunk_size).cumsum(dim=-1)
         k_end = _scale(k, None if b is None else b[..., -1:] - b)
-        states = chunk_states(k_end.mT @ v, _total(b), state)
-        output = _scale(q, b) @ states[:, :, :-1]
+        start, after = chunk_states(k_end.mT @ v, _total(b), state)
+        output = _scale(q, b) @ start
         add_product(output, _scores(q, k, b), v)
-        return from_chunks(output), states[:, :, -1].clone()
+        return from_chunks(output), after
 
     @staticmethod
     @once_differentiable
@@ -67,9 +67,8 @@ class _DecayChunks(torch.autograd.Function):
         to_end = None if b is None else b[..., -1:] - b
         total = _total(b)
         k_end = _scale(k, to_end)
-        start = chunk_states(k_end.mT @ v, total, state)[:, :, :-1]
-        grad_states = chunk_states(_scale(q, b).mT @ grad, total, grad_state, backwards=True)
-        after = grad_states[:, :, 1:]
+        start, _ = chunk_states(k_end.mT @ v, total, state)
+        after, grad_before = chunk_states(_scale(q, b).mT @ grad, total, grad_state, backwards=True)
 
         grad_v = k_end @ after
         add_product(grad_v, _scores(q, k, b).mT, grad)
@@ -89,7 +88,7 @@ class _DecayChunks(torch.autograd.Function):
             # ... and the chunk's first state.
             grad_b[..., -1] += through_end + b[..., -1].exp() * (after * start).sum(dim=(-2, -1))
             grad_g = from_chunks(grad_b.flip(-1).cumsum(dim=-1).flip(-1))
-        return from_chunks(grad_q), from_chunks(grad_k), from_chunks(grad_v), grad_g, grad_states[:, :, 0], None
+        return from_chunks(grad_q), from_chunks(grad_k), from_chunks(grad_v), grad_g, grad_before, None
 
 
 def _scale(x: Tensor, exponent: Tensor | None) -> Tensor:

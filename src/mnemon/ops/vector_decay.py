@@ -47,10 +47,10 @@ class _DecayChunks(torch.autograd.Function):
         ctx.chunk_size = chunk_size
         q, k, v, g = (to_chunks(x, chunk_size) for x in (q, k, v, g))
         decay = ChannelDecay([q], k, g, keep=False)
-        states = chunk_states(decay.to_end.mT @ v, decay.total.mT, state)
-        output = decay.since_start[0] @ states[:, :, :-1]
+        start, after = chunk_states(decay.to_end.mT @ v, decay.total.mT, state)
+        output = decay.since_start[0] @ start
         add_product(output, decay.products[0], v)
-        return from_chunks(output), states[:, :, -1].clone()
+        return from_chunks(output), after
 
     @staticmethod
     @once_differentiable
@@ -58,11 +58,11 @@ class _DecayChunks(torch.autograd.Function):
         q, k, v, g, state = ctx.saved_tensors
         q, k, v, g, grad = (to_chunks(x, ctx.chunk_size) for x in (q, k, v, g, grad_output))
         decay = ChannelDecay([q], k, g, keep=True)
-        start = chunk_states(decay.to_end.mT @ v, decay.total.mT, state)[:, :, :-1]
-        grad_states = chunk_states(decay.since_start[0].mT @ grad, decay.total.mT, grad_state, backwards=True)
-        after = grad_states[:, :, 1:]
+        start, _ = chunk_states(decay.to_end.mT @ v, decay.total.mT, state)
+        asked = decay.since_start[0].mT @ grad
+        after, grad_before = chunk_states(asked, decay.total.mT, grad_state, backwards=True)
         grad_v = decay.to_end @ after
         add_product(grad_v, decay.products[0].mT, grad)
         grad_total = (after * start).sum(dim=-1)[..., None, :]
         (grad_q,), grad_k, grad_g = decay.backward([grad @ v.mT], [grad @ start.mT], v @ after.mT, grad_total)
-        return *(from_chunks(x) for x in (grad_q, grad_k, grad_v, grad_g)), grad_states[:, :, 0], None
+        return *(from_chunks(x) for x in (grad_q, grad_k, grad_v, grad_g)), grad_before, None

@@ -73,6 +73,22 @@ def test_seeds_of_one_recipe_are_one_model_with_a_spread(
     assert "Training seeds: LM2 3, plain 3" in printed.replace("\n", " ")
 
 
+def test_rows_with_retrieval_are_grouped_by_their_retriever(
+    invent: Any, write_babilong: Write, give_seed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = []
+    for seed in range(2):
+        rows = [give_seed(invent(f"p{seed}", lambda *_: 0.4), seed, f"p{seed}", "plain")]
+        for top_k in (1, 5):
+            row = give_seed(invent(f"p{seed} {top_k}", lambda *_: 0.8), seed, f"p{seed} {top_k}", "plain")
+            retrieval = {"kind": "bm25", "top_k": top_k, "unit": "sentence"}
+            rows.append(replace(row, model=replace(row.model, role="retrieval", retrieval=retrieval)))
+        runs.append(write_babilong(f"seed{seed}", rows))
+    (section,) = compared(capsys, *runs)["sections"]
+    names = list(dict.fromkeys((row["model"], row["seeds"]) for row in section["rows"]))
+    assert names == [("plain", 2), ("plain (bm25, 1 sentence)", 2), ("plain (bm25, 5 sentences)", 2)]
+
+
 def test_the_same_label_in_two_runs_of_unlike_models_is_refused_and_can_be_named(
     invent: Any, write_babilong: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +200,22 @@ def test_a_suite_of_samples_is_read_whatever_it_measures(
     test = next(test for test in section["tests"] if test["task"] == "fda")
     assert (test["result"]["only_first"], test["result"]["only_second"]) == (20, 0)
     assert not rows["plain", "swde"]["is_best"]
+
+
+def test_many_tasks_stand_below_each_other_and_a_terminal_shows_their_mean(
+    write_samples: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {model: {f"subject{n}": [1.0, 0.0, skill] for n in range(25)} for model, skill in (("a", 1.0), ("b", 0.0))}
+    run = write_samples("run", scores, suite="mmlu")
+    assert main(["compare", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"subject24 +66\.7 \[", printed)
+    assert len(re.findall("a − b", printed)) == 1
+    out = tmp_path / "out"
+    assert len(compared(capsys, run, "-o", out)["sections"][0]["tests"]) == 26
+    assert not (out / "suite_mmlu.png").exists()
+    assert (out / "table.md").read_text().count("a − b") == 26
+    assert "published numbers are those of BABILong" in refused(capsys, run, "--published")
 
 
 def test_losses_are_shown_as_perplexities_and_lower_is_better(

@@ -22,10 +22,14 @@ from mnemon.evaluation.compare.suites import (
     suite_tests,
 )
 from mnemon.evaluation.comparison import Comparison
+from mnemon.evaluation.controls import KNOCKED_OUT
 from mnemon.evaluation.results import BabilongResult, Rule
+from mnemon.evaluation.retrieval import RetrievalSettings
 from mnemon.evaluation.run import EvaluationRun
 from mnemon.evaluation.statistics import Correction
 from mnemon.evaluation.tables import Grid, TableRow, length_text, strong, table_rows
+
+_MANY_TASKS = 20
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def compare(sources: Sequence[Source], options: CompareOptions, command: str = "
         parts.append(_training(sources, options))
     if not parts:
         raise ConfigError("nothing to compare; name at least one folder of a finished run")
+    if options.published and not any(isinstance(source.content, EvaluationRun) for source in sources):
+        raise ConfigError("published numbers are those of BABILong, and none of the runs is; leave out --published")
     values = {"sections": [{"title": section.title, **value} for section, value in parts]}
     names = tuple(source.name for source in sources)
     return Document("Comparison of runs", tuple(section for section, _ in parts), names, command, values)
@@ -164,7 +170,6 @@ def _texts(row: TableRow, all_intervals: bool) -> list[str]:
 def _babilong_entry(source: Source, run: EvaluationRun, result: BabilongResult) -> Entry:
     model = result.model
     options = ", ".join(f"{key}={value}" for key, value in result.generate_kwargs.items())
-    base = next((other.label for other in run.results if result.label.startswith(f"{other.label} (")), result.label)
     kind = (
         *(model.role, model.model_type, model.num_parameters, model.num_memory_parameters, options),
         *(str(model.retrieval), recipe_digest(read_recipe(model.source)) if model.source else ""),
@@ -176,9 +181,16 @@ def _babilong_entry(source: Source, run: EvaluationRun, result: BabilongResult) 
         is_alone=len(run.results) == 1,
         recipe=str(model.training.get("name", "")),
         seed=model.training.get("seed"),
-        variant=result.label[len(base) :],
+        variant=_variant(result),
         kind=kind,
     )
+
+
+def _variant(result: BabilongResult) -> str:
+    """Say how a row differs from the plain row of its model, as `mnemon eval` labels it."""
+    if result.model.retrieval:
+        return f" ({RetrievalSettings(**result.model.retrieval).name})"
+    return KNOCKED_OUT if result.model.role == "knocked_out" else ""
 
 
 def _chosen(result: BabilongResult, options: CompareOptions) -> BabilongResult:
@@ -269,8 +281,10 @@ def _suite(suite: str, sources: Sequence[Source], options: CompareOptions) -> tu
     )
     found = [Table(f"{suite}: scores", suite_grid(comparison), note=suite_caption(comparison))]
     if len(comparison.paired.labels) > 1:
-        found.append(Table(f"{suite}: paired tests", suite_tests(comparison), note="On the same samples."))
-    drawn = [figures.plot_suite(comparison)] if options.with_figures else []
+        averages = suite_tests(comparison, averages_only=True) if len(comparison.tasks) > _MANY_TASKS else None
+        found.append(Table(f"{suite}: paired tests", suite_tests(comparison), averages, "On the same samples."))
+    is_drawn = options.with_figures and len(comparison.tasks) <= _MANY_TASKS
+    drawn = [figures.plot_suite(comparison)] if is_drawn else []
     if options.with_figures and len({row["memory_blocks"] for row in rows}) > 1:
         drawn.append(figures.plot_blocks(rows))
     return Section(f"Suite {suite}", tuple(found), tuple(drawn)), _suite_value(comparison)
@@ -287,7 +301,7 @@ def _score_entry(source: Source, model: str, facts: Any, *, is_alone: bool) -> E
         is_alone=is_alone,
         recipe=str(facts.get("recipe") or ""),
         seed=facts.get("training_seed"),
-        variant=" (knocked out)" if role == "knocked_out" else "",
+        variant=KNOCKED_OUT if role == "knocked_out" else "",
         kind=(role, facts.get("parameters"), digest),
     )
 

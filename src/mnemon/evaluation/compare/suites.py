@@ -114,10 +114,16 @@ def suite_grid(comparison: SuiteComparison) -> Grid:
     return Grid(("task", *labels), tuple(lines), num_names=1)
 
 
-def suite_tests(comparison: SuiteComparison) -> Grid:
-    """Arrange the paired tests, one line per column and pair; a positive difference means that the first is better."""
+def suite_tests(comparison: SuiteComparison, *, averages_only: bool = False) -> Grid:
+    """Arrange the paired tests, one line per column and pair; a positive difference means that the first is better.
+
+    Args:
+        comparison: the models.
+        averages_only: leave out single tasks where there is a mean over them.
+    """
     lines = []
-    for column in reversed(comparison.columns):
+    columns = (None,) if averages_only and comparison.has_mean else (*reversed(comparison.columns),)
+    for column in columns:
         for test in (test for test in comparison.paired.tests if test.column == column):
             is_percent = column is None or not comparison.is_loss(column)
             scale, digits, unit = (100, 1, "points") if is_percent else (1, 3, "nats")

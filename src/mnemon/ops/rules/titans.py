@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnemon.ops.chunking import affine_scan, from_chunks, pairwise_decay, solve_unit_lower, to_chunks
+from mnemon.ops import momentum_delta
+from mnemon.ops.chunking import from_chunks, pairwise_decay, to_chunks
 from mnemon.ops.declaration import Dimensions, GateSpec, HyperParameter, Source
 from mnemon.ops.inner_model import fixed_weights
 from mnemon.ops.rule import UpdateRule
@@ -305,49 +306,28 @@ def _matrix(
     lengths: Tensor,
     mini_batch_size: int,
 ) -> tuple[Tensor, TitansState]:
-    """Compute a matrix memory; all chunks at once but for one product per chunk.
-
-    With Z the stacked state before a chunk, u_t = 2 (k_t M_s - v_t) the residual and k_t^T u_t the gradient of token t:
-
-        (I + 2 K K^T * writes_s) U = 2 [K mix_s] Z - 2 V;   O = [Q mix] Z - (Q K^T * writes) U
-    """
-    batch, heads, chunks, chunk_size, key_dim = k.shape
+    """Compute a matrix memory; the parts of its state are the memory, the momentum and the anchor."""
     if mini_batch_size == 1:
         start = _with_start(memories)
         seen = _Shares(start.mix[..., :-1, :], start.writes[..., :-1, :])
         ends = [_last(memories), momenta]
-        stacked = torch.cat([state.memory, state.momentum], dim=2)
+        parts = [state.memory, state.momentum]
     else:
+        chunks, chunk_size = k.shape[2:4]
         local = torch.arange(chunk_size, device=k.device)
         token = torch.arange(chunks, device=k.device)[:, None] * chunk_size + local
         seen = _after(memories, local - (state.position[:, None, None, None] + token) % mini_batch_size)
         ends = [_last(memories), momenta, _anchor_after(memories, state.position, lengths, mini_batch_size)]
-        stacked = torch.cat([state.memory, state.momentum, state.anchor], dim=2)
-    right = torch.cat([2 * v, 2 * _spread(k, seen.mix)], dim=-1)
-    solved = solve_unit_lower(2 * (k @ k.mT) * seen.writes, right)
-    u_values, u_state = solved.split([v.shape[-1], stacked.shape[2]], dim=-1)  # U = u_state Z - u_values
-    end_mix, end_writes = (torch.cat(parts, dim=-2) for parts in zip(*ends, strict=True))
-    written = _spread(k, end_writes.mT).mT @ torch.cat([u_values, u_state], dim=-1)
-    added, erased = written.split([v.shape[-1], stacked.shape[2]], dim=-1)
-    identity = torch.eye(key_dim, dtype=k.dtype, device=k.device)
-    kept = (end_mix[..., :, None, :, None] * identity[:, None, :]).flatten(-4, -3).flatten(-2)
-    transition, added = (x.flatten(0, 1).transpose(0, 1).contiguous() for x in (kept - erased, added))
-    states = affine_scan(transition, added, stacked.flatten(0, 1)).transpose(0, 1).unflatten(0, (batch, heads))
-    before = states[:, :, :-1]
-    u = u_state @ before - u_values
-    output = _spread(q, memories.mix[..., :2]) @ before[..., : 2 * key_dim, :] - ((q @ k.mT) * memories.writes) @ u
-    parts = states[:, :, -1].split(key_dim, dim=2)
+        parts = [state.memory, state.momentum, state.anchor]
+    end = _Shares(*(torch.cat(shares, dim=-2) for shares in zip(*ends, strict=True)))
+    output, after = momentum_delta.chunkwise(q, k, v, torch.cat(parts, dim=2), seen=seen, read=memories, end=end)
+    parts = list(after.split(k.shape[-1], dim=2))
     return output, state._replace(memory=parts[0], momentum=parts[1], anchor=(*parts, state.anchor)[2])
 
 
 def _last(memories: _Shares) -> _Shares:
     """Return the memory after the last token, R = 1."""
     return _Shares(memories.mix[..., -1:, :], memories.writes[..., -1:, :])
-
-
-def _spread(x: Tensor, factors: Tensor) -> Tensor:
-    """Put multiples of x [..., C, K] side by side, one for each of the factors [..., C, c]: [..., C, c K]."""
-    return (factors[..., None] * x[..., None, :]).flatten(-2)
 
 
 def _network(
@@ -459,7 +439,7 @@ RULE = UpdateRule(
     step=step,
     state_size="2*K*V",
     recurrent_flops="11*K*V",
-    chunkwise_flops="8*K*V + 2*C*(4*K + 3*V) + 2*C*C",
+    chunkwise_flops="12*K*V + 4*C*(2*K + V) + 2*C*C",
     chunkwise_form=chunkwise,
     unit_keys=True,
     counts_tokens=True,
