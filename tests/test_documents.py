@@ -107,6 +107,7 @@ COMMANDS = [
     "data mqar",
     "bench lm2",
     "bench ops",
+    "bench rmt",
     "bench stream",
 ]
 

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from mnemon import data, evaluation, models, ops, training
     from mnemon.models.configuration_lm2 import LM2Config
     from mnemon.models.configuration_mom import MoMConfig
+    from mnemon.models.configuration_rmt import RMTConfig
     from mnemon.models.modeling_lm2 import LM2ForCausalLM
     from mnemon.models.modeling_mom import MoMForCausalLM
+    from mnemon.models.modeling_rmt import RMTForCausalLM
     from mnemon.models.state import MemoryState
 
 __version__ = "0.1.0"
@@ -23,6 +25,8 @@ __all__ = [
     "MemoryState",
     "MoMConfig",
     "MoMForCausalLM",
+    "RMTConfig",
+    "RMTForCausalLM",
     "__version__",
     "data",
     "evaluation",
@@ -39,6 +43,8 @@ _MODEL_NAMES = {
     "MemoryState": "mnemon.models.state",
     "MoMConfig": "mnemon.models.configuration_mom",
     "MoMForCausalLM": "mnemon.models.modeling_mom",
+    "RMTConfig": "mnemon.models.configuration_rmt",
+    "RMTForCausalLM": "mnemon.models.modeling_rmt",
 }
 _SUBPACKAGES = ("data", "evaluation", "models", "ops", "training")
 

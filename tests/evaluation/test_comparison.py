@@ -8,6 +8,8 @@ from mnemon.errors import ConfigError
 from mnemon.evaluation.comparison import Comparison
 from mnemon.evaluation.controls import ModelSpec, describe_model, role_of, weights_fingerprint, with_controls
 from mnemon.evaluation.results import BabilongResult
+from mnemon.models.configuration_rmt import RMTConfig
+from mnemon.models.modeling_rmt import RMTForCausalLM
 
 Invent = Callable[..., BabilongResult]
 
@@ -78,6 +80,12 @@ def test_every_control_is_named_present_or_missing(four_models: Comparison, inve
     assert Comparison([invent("plain", lambda *_: 1.0)]).notes() == []
 
 
+def test_the_controls_of_rmt_are_itself_knocked_out_and_the_plain_model(invent: Invent) -> None:
+    notes = Comparison([invent("RMT", lambda *_: 1.0, role="rmt")]).notes()
+    assert sum("NOT evaluated" in note for note in notes) == 2
+    assert not any("window" in note for note in notes)
+
+
 def test_unequal_sizes_and_training_are_said(invent: Invent) -> None:
     small, large = invent("small", lambda *_: 1.0), invent("large", lambda *_: 1.0, parameters=103_000)
     longer = replace(large, model=replace(large.model, training={"tokens": 999, "trained_length": 2000}))
@@ -93,6 +101,13 @@ def test_roles_follow_from_the_models_themselves(plain: Any, lm2: Any, window: A
     assert [row.label for row in rows] == ["LM2", "LM2 (knocked out)", "plain", "window"]
     assert [role_of(row) for row in rows] == ["lm2", "knocked_out", "plain", "window"]
     assert with_controls(rows) == rows
+
+
+def test_rmt_gets_a_row_with_its_memory_knocked_out(plain: Any, tokenizer: Any) -> None:
+    model = RMTForCausalLM(RMTConfig(base_config=plain.config, num_memory_tokens=2, segment_length=16))
+    rows = with_controls([ModelSpec("RMT", model, tokenizer)])
+    assert [row.label for row in rows] == ["RMT", "RMT (knocked out)"]
+    assert [role_of(row) for row in rows] == ["rmt", "knocked_out"]
 
 
 def test_a_description_counts_parameters_and_memory(plain: Any, lm2: Any, tokenizer: Any) -> None:

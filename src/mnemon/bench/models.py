@@ -1,4 +1,4 @@
-"""The two competitors: a Hugging Face Llama as it is, and the same Llama with a memory."""
+"""The competitors: a Hugging Face Llama as it is, and the same Llama with a memory."""
 
 import torch
 from torch import nn
@@ -11,10 +11,9 @@ from mnemon.models.modeling_lm2 import LM2ForCausalLM
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build_model(shape: ModelShape, memory: MemoryShape | None, device: str, dtype: str) -> PreTrainedModel:
-    """Build a randomly initialised model in training mode; None = without a memory."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
+def llama_config(shape: ModelShape) -> LlamaConfig:
+    """Return the configuration of the Llama that everything is measured on."""
+    return LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -24,6 +23,12 @@ def build_model(shape: ModelShape, memory: MemoryShape | None, device: str, dtyp
         bos_token_id=None,
         eos_token_id=None,
     )
+
+
+def build_model(shape: ModelShape, memory: MemoryShape | None, device: str, dtype: str) -> PreTrainedModel:
+    """Build a randomly initialised model in training mode; None = without a memory."""
+    torch.manual_seed(0)
+    config = llama_config(shape)
     model: PreTrainedModel
     if memory is None:
         model = LlamaForCausalLM(config)

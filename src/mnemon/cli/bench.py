@@ -10,6 +10,7 @@ import typer
 from mnemon.cli.bench_mom import mom
 from mnemon.cli.bench_ops import ops
 from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, words
+from mnemon.cli.bench_rmt import rmt
 from mnemon.cli.display import command_line, silence_libraries, token_bar
 from mnemon.cli.options import JsonOption, OverwriteOption
 from mnemon.errors import ConfigError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 bench_app = typer.Typer(help="Measure speed and memory against what one would otherwise use.", no_args_is_help=True)
 bench_app.command("ops")(ops)
 bench_app.command("mom")(mom)
+bench_app.command("rmt")(rmt)
 
 _PARTS = ("train", "prefill", "decode")
 

@@ -115,7 +115,7 @@ def evaluate(
         bool,
         typer.Option(
             "--controls/--no-controls",
-            help="Add every LM2 once more with its memory knocked out; beside a retriever, the models that read all.",
+            help="Add every LM2 and RMT with its memory knocked out; beside a retriever, the models that read all.",
         ),
     ] = True,
     retriever: RetrieverOption = None,

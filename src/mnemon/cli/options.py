@@ -20,5 +20,5 @@ SeedOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text for people.")]
 KnockOutOption = Annotated[
     bool,
-    typer.Option("--knock-out-memory", help="Silence the memory bank, to see what the model does without it."),
+    typer.Option("--knock-out-memory", help="Silence the memory, to see what the model does without it."),
 ]

@@ -1,8 +1,9 @@
-"""Which models stand beside LM2 in a comparison, and what each of them rules out.
+"""Which models stand beside LM2 and RMT in a comparison, and what each of them rules out.
 
 "LM2 beats Llama" alone may only say that positions do not extrapolate. So three controls stand beside it: the plain
 model; the same LM2 with its bank knocked out (what the bank itself does); and the plain model restricted to LM2's
-attention window (what forgetting the far text does). This module tells roles apart and says what is missing or unequal.
+attention window (what forgetting the far text does). RMT is knocked out in the same way: every segment then finds the
+memory as the first one does. This module tells roles apart and says what is missing or unequal.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ from mnemon.models.parameters import active_parameters, memory_parameters
 
 ROLES: dict[str, str] = {
     "lm2": "LM2, with its memory bank",
-    "knocked_out": "the same LM2, bank knocked out: what is left without the bank",
+    "rmt": "RMT or ARMT, with its memory",
+    "knocked_out": "the same weights, memory knocked out: what is left without it",
     "plain": "the plain decoder, every earlier token in sight",
     "window": "the plain decoder restricted to LM2's attention window",
 }
@@ -53,13 +55,13 @@ class ModelSpec:
 
 
 def has_memory(model: Any) -> bool:
-    """Tell whether a model has a bank that can be knocked out."""
+    """Tell whether a model has a memory that can be knocked out."""
     takes_it = "knock_out_memory" in inspect.signature(model.forward).parameters
     return takes_it and getattr(model.config, "memory_layers", None) != []
 
 
 def knocked_out(spec: ModelSpec) -> ModelSpec:
-    """Give the control row of an LM2: same weights, bank silenced."""
+    """Give the control row of a model with a memory: same weights, memory silenced."""
     return replace(spec, label=f"{spec.label}{KNOCKED_OUT}", generate_kwargs={**spec.generate_kwargs, **KNOCK_OUT})
 
 
@@ -74,8 +76,8 @@ def all_rows(specs: Sequence[ModelSpec], retriever: Retriever | None, *, control
     Args:
         specs: the models, reading whole texts.
         retriever: add every model once more, reading only what this finds.
-        controls: add every LM2 with its bank knocked out; with a retriever, keep the rows that read whole texts, for
-            they are the controls of those that do not.
+        controls: add every model with a memory once more with it knocked out; with a retriever, keep the rows that
+            read whole texts, for they are the controls of those that do not.
     """
     whole = with_controls(specs) if controls else list(specs)
     if retriever is None:
@@ -85,7 +87,7 @@ def all_rows(specs: Sequence[ModelSpec], retriever: Retriever | None, *, control
 
 
 def with_controls(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
-    """Add after every LM2 its knocked-out row, unless it is there already."""
+    """Add after every model with a memory its knocked-out row, unless it is there already."""
     rows: list[ModelSpec] = []
     for spec in specs:
         rows.append(spec)
@@ -98,12 +100,14 @@ def with_controls(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
 
 
 def role_of(spec: ModelSpec) -> str:
-    """Say which role a row plays: "lm2", "knocked_out", "mom", "linear_memory", "window", "plain" or "retrieval"."""
+    """Say which role a row plays: see `mnemon.evaluation.results.ModelInfo`."""
     if spec.retriever is not None:
         return "retrieval"
-    if has_memory(spec.model):
-        return "knocked_out" if spec.generate_kwargs.get("knock_out_memory") else "lm2"
     config = spec.model.config
+    if has_memory(spec.model):
+        if spec.generate_kwargs.get("knock_out_memory"):
+            return "knocked_out"
+        return "rmt" if config.model_type == "rmt" else "lm2"
     if config.model_type == "mom":
         types = config.layer_types
         return "linear_memory" if types is not None and "mom" not in types else "mom"
@@ -150,13 +154,17 @@ def control_notes(models: Sequence[tuple[str, ModelInfo]]) -> list[str]:
         One sentence per line; empty for a single model without memory.
     """
     roles = {role: [label for label, info in models if info.role == role] for role in ROLES}
-    if not roles["lm2"] and len(models) < 2:
+    wanted: tuple[str, ...] = ()
+    if roles["lm2"]:
+        wanted = ("knocked_out", "plain", "window")
+    elif roles["rmt"]:  # knocked out, it reads every segment alone, which is what a window would show
+        wanted = ("knocked_out", "plain")
+    elif len(models) < 2:
         return []
     notes = []
-    if roles["lm2"]:
-        for role in ("knocked_out", "plain", "window"):
-            found = ", ".join(roles[role]) or "NOT evaluated in this run"
-            notes.append(f"Control, {ROLES[role]}: {found}.")
+    for role in wanted:
+        found = ", ".join(roles[role]) or "NOT evaluated in this run"
+        notes.append(f"Control, {ROLES[role]}: {found}.")
     return notes + _inequalities(models)
 
 

@@ -54,10 +54,10 @@ class MemoryReport:
 def measure_memory(
     specs: Sequence[ModelSpec], source: SampleSource, tasks: Sequence[str], lengths: Sequence[str], layout: Layout
 ) -> list[MemoryReport]:
-    """Read a few samples of every length with every model that has a memory.
+    """Read a few samples of every length with every model that has a memory bank.
 
     Args:
-        specs: the models; those without a memory are passed over.
+        specs: the models; those without a memory bank are passed over.
         source: where the samples come from.
         tasks: task names.
         lengths: length names.
@@ -68,7 +68,7 @@ def measure_memory(
     """
     reports = []
     for spec in specs:
-        if not has_memory(spec.model):
+        if not has_memory(spec.model) or not hasattr(spec.model, "collect_diagnostics"):
             continue
         was_training = spec.model.training
         spec.model.eval()

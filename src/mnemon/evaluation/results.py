@@ -125,7 +125,7 @@ class ModelInfo:
     """What a reader must know about a model to read its row.
 
     Attributes:
-        role: "lm2", "knocked_out", "mom", "linear_memory", "window", "plain" or "retrieval".
+        role: "lm2", "rmt", "knocked_out", "mom", "linear_memory", "window", "plain" or "retrieval".
         num_parameters: all parameters, shared ones once.
         num_active_parameters: those that one token meets; None in results of earlier versions, which had no routers.
         weights: digest of the parameters.

@@ -50,7 +50,8 @@ class SuiteOptions:
         background_name: how to name the background in the record; empty for the background itself.
         batch_size: most prompts per call; None leaves it to the token budget.
         max_batch_tokens: most padded prompt tokens per call; None chooses for each model.
-        controls: add the knocked-out row of every LM2, and with a retriever the rows that read whole texts.
+        controls: add the knocked-out row of every model with a memory, and with a retriever the rows that read whole
+            texts.
         retriever: let every model read only what this finds in a text.
         diagnostics: look at what every memory does, on a few samples of each length.
     """
@@ -85,7 +86,7 @@ def evaluate_models(
     """Evaluate several models on the same samples.
 
     Args:
-        specs: the models, at least one; LM2 models get their knocked-out row unless `options.controls` is off.
+        specs: the models, at least one; those with a memory get their knocked-out row unless `options.controls` is off.
         options: what to measure.
         samples: a source of samples; None generates them, cut to length with the first model's tokenizer.
         cells_folder: folder for finished cells; those already there are taken over.

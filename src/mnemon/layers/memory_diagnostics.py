@@ -45,11 +45,12 @@ class MemoryDiagnostics:
 
     Names of the numbers, each a mean: over tokens and heads for the reads (`read_on_written`, `read_slots`,
     `output_gate`, `term_to_attention`), over segments and rows for the writes (`input_gate`, `forget_gate`,
-    `written_share`, `slot_similarity`, `bank_rms`).
+    `written_share`, `slot_similarity`, `bank_rms`; `memory_change`, `memory_rms` of memories without gates).
 
     - `read_on_written`: share of the read mass that falls on written content.
     - `read_slots`: number of slots a token reads, as exp(entropy) of its read weights.
     - `term_to_attention`: norm of the memory term over the norm of the attention branch it joins.
+    - `memory_change`: norm of what one segment changed over the norm of what the memory then holds.
     """
 
     def __init__(self) -> None:
@@ -116,8 +117,24 @@ class MemoryDiagnostics:
         ):
             self._add(name, block, (per_row * rows).sum(), count)
 
-    def _add(self, name: str, block: int, total: Tensor, count: Tensor) -> None:
-        for key in (name, f"{name}/block{block}"):
+    @torch.no_grad()
+    def add_change(self, block: int | None, old: Tensor, new: Tensor, complete: Tensor | None) -> None:
+        """Take what one segment made of a memory.
+
+        Args:
+            block: index of the decoder block; None = the memory belongs to none.
+            old: the memory before, [B, ...].
+            new: the memory after.
+            complete: rows whose segment is complete, [B]; None = all.
+        """
+        before, after = old.float().flatten(1), new.float().flatten(1)
+        change = (after - before).norm(dim=1) / after.norm(dim=1).clamp_min(_TINY)
+        rows = torch.ones_like(change) if complete is None else complete.to(change.dtype)
+        self._add("memory_change", block, (change * rows).sum(), rows.sum())
+        self._add("memory_rms", block, (after.square().mean(dim=1).sqrt() * rows).sum(), rows.sum())
+
+    def _add(self, name: str, block: int | None, total: Tensor, count: Tensor) -> None:
+        for key in (name,) if block is None else (name, f"{name}/block{block}"):
             self._sums[key] = self._sums.get(key, 0) + total.double()
             self._weights[key] = self._weights[key] + count.double()
 

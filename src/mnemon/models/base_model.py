@@ -50,7 +50,7 @@ def as_base(model_or_name: Any) -> PreTrainedModel:
         model_or_name: a causal language model, a `PeftModel` around one, or a name for `load_base`.
 
     Raises:
-        ConfigError: for a model that is an LM2 already, or one that PEFT gave a prompt instead of layers.
+        ConfigError: for a model that has a memory around it already, or one that PEFT gave a prompt instead of layers.
         CheckpointError: if there is no such model, or its files are damaged.
     """
     base: Any = load_base(model_or_name) if isinstance(model_or_name, str | Path) else model_or_name
@@ -59,7 +59,7 @@ def as_base(model_or_name: Any) -> PreTrainedModel:
             if settings.is_prompt_learning:
                 raise ConfigError(f"{settings.peft_type} puts tokens before the prompt, which a memory cannot follow")
         base = base.get_base_model()
-    if base.config.model_type == "lm2":
+    if base.config.model_type in ("lm2", "rmt"):
         raise ConfigError("this model has a memory already; expected a plain decoder")
     # The library draws values for every module without this mark: PEFT's layers, and embeddings that were resized.
     for module in base.modules():

@@ -71,6 +71,8 @@ class CompositeConfig(PreTrainedConfig):
 
 def _refuse_unsupported(base_config: PreTrainedConfig) -> None:
     kind = base_config.model_type
+    if kind in ("lm2", "rmt"):
+        raise ConfigError(f"{kind} has a memory around a decoder already; pass the decoder's own configuration")
     if base_config.is_encoder_decoder:
         raise ConfigError(f"{kind} is an encoder-decoder; expected a decoder-only model")
     if base_config.get_text_config() is not base_config:

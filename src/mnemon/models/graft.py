@@ -325,6 +325,58 @@ def _attach(block: Block, join: Join, order: int, term: MemoryTerm) -> list[Any]
 
 
 @contextlib.contextmanager
+def around_blocks(
+    blocks: Sequence[Block],
+    enter: Callable[[int, Tensor], Tensor],
+    leave: Callable[[int, Tensor], None] | None,
+) -> Iterator[None]:
+    """For the duration of the context, change what every block is given, and look at what it returns.
+
+    Args:
+        blocks: the decoder's blocks.
+        enter: called with a block's index and its input [B, T, D]; returns the input that it gets.
+        leave: called with a block's index and its output [B, T, D]; None = nobody looks.
+    """
+    handles: list[Any] = []
+    try:
+        for index, block in enumerate(blocks):
+            handles += _surround(block.module, index, enter, leave)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _surround(
+    module: nn.Module,
+    index: int,
+    enter: Callable[[int, Tensor], Tensor],
+    leave: Callable[[int, Tensor], None] | None,
+) -> list[Any]:
+    def replace_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = enter(index, _hidden(args, kwargs))
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    def see_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        assert leave is not None
+        leave(index, _first(output))
+
+    handles: list[Any] = [module.register_forward_pre_hook(replace_input, with_kwargs=True)]
+    return handles if leave is None else [*handles, module.register_forward_hook(see_output)]
+
+
+@contextlib.contextmanager
+def last_hidden_states(base: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """For the duration of the context, note what the decoder hands to its head: [B, T, D], after the final norm."""
+    found: list[Tensor] = []
+    handle = decoder_of(base).register_forward_hook(lambda _, args, output: found.append(output[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
 def blocks_called(blocks: Sequence[Block], masks: Mapping[int, Tensor | None], recompute: bool) -> Iterator[None]:
     """For the duration of the context, let blocks be called in another way.
 

@@ -1,22 +1,36 @@
 """What all our models do alike around a decoder: inputs checked, one call of any length, generation from a memory."""
 
 from collections.abc import Callable
-from typing import Any, Self, cast
+from functools import partial
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 
 from mnemon.errors import ConfigError, ShapeError, StateError
+from mnemon.layers.associative_memory import AssociativeMemory
 from mnemon.layers.memory_bank import MemoryBank
 from mnemon.layers.memory_layer import MemoryLayer
 from mnemon.models.composite_config import CompositeConfig
 from mnemon.models.graft import Block
 from mnemon.models.segmented_decoder import SegmentedDecoder
-from mnemon.models.segments import host_mask
+from mnemon.models.segments import ColumnCollector, SegmentCall, count_calls, gather_columns, host_mask, plan_calls
 from mnemon.models.state import MemoryCache, MemoryState
+
+
+class SegmentRunner(Protocol):
+    """Runs the segments of one forward pass; `run` is a pure function of its arguments and the parameters."""
+
+    def frame(self, call: SegmentCall, writes: bool) -> SegmentCall:
+        """Return the call as the decoder makes it, which may hold more than its tokens."""
+
+    def run(self, inputs: Tensor, call: Any, state: Any, slots: np.ndarray, writes: bool) -> tuple[Tensor, Any]:
+        """Return the logits [B, len(slots), V] of one call as `frame` made it, and the new state."""
+
 
 # Reads an input: (inputs [B, T(, D)], mask, state, wanted columns, whether the state is carried on) -> logits, state.
 Reader = Callable[[Tensor, np.ndarray | None, Any, np.ndarray | None, bool], tuple[Tensor, Any]]
@@ -222,6 +236,44 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
         """
         raise NotImplementedError
 
+    @property
+    def _recomputes(self) -> bool:
+        """Whether the forward pass that runs now is recomputed in the backward pass."""
+        return bool(self.gradient_checkpointing and self.training and torch.is_grad_enabled())
+
+    def _run_segments(
+        self,
+        runner: SegmentRunner,
+        inputs: Tensor,
+        mask: np.ndarray | None,
+        state: Any,
+        wanted: np.ndarray | None,
+        carry_on: bool,
+    ) -> tuple[Tensor, Any]:
+        """Run all segments of an input; returns the logits of the wanted columns [B, kept, V] and the new state.
+
+        Only what is wanted is kept of a segment, so without gradients the memory needed does not grow with the input.
+        Where nobody carries on from the state (`carry_on` is False), the last segment writes nothing. Gradients flow
+        through the last `bptt_segments` segments, and through as many in every earlier stretch of the input.
+        """
+        batch_size, width = inputs.shape[:2]
+        length, depth = self.config.segment_length, self.config.bptt_segments
+        total = count_calls(mask, width, state.counts, length)
+        if total == 0:  # every token is masked: nothing happens
+            return self._no_logits(inputs, wanted), state
+        self.segmented.prepare()
+        run: Any = partial(checkpoint, runner.run, use_reentrant=False) if self._recomputes else runner.run
+        collector = ColumnCollector(batch_size, width, wanted)
+        for number, call in enumerate(plan_calls(mask, width, state.counts, length)):
+            if depth and number and (total - number) % depth == 0:
+                state = state.detach()
+            writes = carry_on or number + 1 < total
+            framed = runner.frame(call, writes)
+            slots = collector.slots(framed)
+            logits, state = run(gather_columns(inputs, call), framed, state, slots, writes)
+            collector.add(logits, framed, slots)
+        return collector.result(), state
+
     def _no_logits(self, inputs: Tensor, wanted: np.ndarray | None) -> Tensor:
         """Return the logits of an input of which every token is masked; they mean nothing."""
         batch_size, width = inputs.shape[:2]
@@ -236,7 +288,7 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
         return self
 
 
-def initialise(memory: MemoryBank | MemoryLayer) -> None:
+def initialise(memory: MemoryBank | MemoryLayer | AssociativeMemory) -> None:
     """Give the parameters of a memory that were not loaded their initial values; draw nothing if all were."""
     if all(getattr(parameter, "_is_hf_initialized", False) for parameter in memory.parameters()):
         return

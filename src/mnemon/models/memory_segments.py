@@ -15,7 +15,7 @@ from mnemon.layers.memory_bank import GateValues, MemoryBank, SegmentRead, Write
 from mnemon.layers.memory_diagnostics import MemoryDiagnostics, written_share
 from mnemon.models.graft import attached
 from mnemon.models.segmented_decoder import SegmentedDecoder, call_tensor
-from mnemon.models.segments import SegmentCall
+from mnemon.models.segments import SegmentCall, complete_rows, where_rows
 from mnemon.models.state import LM2State
 
 
@@ -50,6 +50,10 @@ class MemorySegments:
         self.recomputes = recomputes
         self.diagnostics = diagnostics
         self.initial = initial
+
+    def frame(self, call: SegmentCall, writes: bool) -> SegmentCall:
+        """Return the call as the decoder makes it: it holds nothing but its tokens."""
+        return call
 
     def run(
         self, inputs: Tensor, call: SegmentCall, state: LM2State, slots: np.ndarray, writes: bool
@@ -123,20 +127,19 @@ class MemorySegments:
 
     def _close(self, state: LM2State, call: SegmentCall) -> LM2State:
         """Update the bank of every row whose segment is complete, block after block, and empty its statistics."""
-        everywhere = bool(call.completes.all())
-        complete = None if everywhere else torch.from_numpy(call.completes).to(state.bank.device)
+        complete = complete_rows(call, state.bank.device)
         banks, kept = list(state.bank.unbind(1)), list(state.kept.unbind(1))
         statistics = []
         for order, bank in enumerate(self.banks):
             layer = 0 if self.is_depth else order
             updated, gates = bank.update(banks[layer], state.statistics[order])
-            banks[layer] = _where(complete, updated, banks[layer])
+            banks[layer] = where_rows(complete, updated, banks[layer])
             with torch.no_grad():
-                kept[layer] = _where(complete, kept[layer] * gates.forget_gate, kept[layer])
+                kept[layer] = where_rows(complete, kept[layer] * gates.forget_gate, kept[layer])
             self._note_write(order, gates, banks[layer], kept[layer], complete)
             empty = bank.empty_statistics(state.batch_size, bank.output.weight)
             old = state.statistics[order]
-            statistics.append(WriteStatistics(*(_where(complete, e, o) for e, o in zip(empty, old, strict=True))))
+            statistics.append(WriteStatistics(*(where_rows(complete, e, o) for e, o in zip(empty, old, strict=True))))
         return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics), projections=())
 
     def _note_write(self, order: int, gates: GateValues, bank: Tensor, kept: Tensor, complete: Tensor | None) -> None:
@@ -148,8 +151,3 @@ class MemorySegments:
 
 def _stacked(layers: list[Tensor]) -> Tensor:
     return layers[0][:, None] if len(layers) == 1 else torch.stack(layers, dim=1)
-
-
-def _where(condition: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    """Choose rows of `new` where `condition` [B] holds; None = everywhere."""
-    return new if condition is None else torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)

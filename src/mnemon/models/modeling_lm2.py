@@ -14,7 +14,6 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -31,7 +30,6 @@ from mnemon.models.memory_model import MemoryModel, initialise, new_base
 from mnemon.models.memory_segments import MemorySegments
 from mnemon.models.modeling_mom import MoMForCausalLM
 from mnemon.models.segmented_decoder import SegmentedDecoder
-from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, plan_calls
 from mnemon.models.state import LM2State, MemoryCache
 
 _DEFAULT_SINKS = 4
@@ -289,51 +287,30 @@ class LM2ForCausalLM(MemoryModel):
         diagnostics: MemoryDiagnostics | None,
         choices: list[RoutingStatistics] | None = None,
     ) -> tuple[Tensor, LM2State]:
-        """Run all segments of an input; returns the logits of the wanted columns [B, kept, V] and the new state.
+        """Read an input; returns the logits of the wanted columns [B, kept, V] and the new state.
 
-        Only what is wanted is kept of a segment, so without gradients the memory needed does not grow with the input.
-        Where nobody carries on from the state (`carry_on` is False), the last segment writes nothing. How the routers
-        of a base with mixtures of memories chose is put into `choices`.
+        How the routers of a base with mixtures of memories chose is put into `choices`.
         """
-        batch_size, width = inputs.shape[:2]
-        length = self.config.segment_length
-        total = count_calls(mask, width, state.counts, length)
-        if total == 0:  # every token is masked: nothing happens
-            return self._no_logits(inputs, wanted), state
+        width = inputs.shape[1]
         real = width if mask is None else mask.sum(axis=1)
         self.segmented.check_positions(np.asarray(state.counts) + real)
-        self.segmented.prepare()
-        recomputes = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         segments = MemorySegments(
             self.segmented,
             {} if knock_out else {int(index): bank for index, bank in zip(self.memory, self.banks, strict=True)},
             self.config.flow,
             keep_pieces=self.training and torch.is_grad_enabled(),
-            recomputes=recomputes,
+            recomputes=self._recomputes,
             diagnostics=diagnostics,
             initial=self.initial_memory,
         )
-        run: Any = partial(checkpoint, segments.run, use_reentrant=False) if recomputes else segments.run
-        collector = ColumnCollector(batch_size, width, wanted)
-        if choices is not None:
-            state = replace(state, decoder=replace(state.decoder, routing=()))
-        for number, call in enumerate(plan_calls(mask, width, state.counts, length)):
-            if self.config.bptt_segments and number and (total - number) % self.config.bptt_segments == 0:
-                state = state.detach()
-            slots = collector.slots(call)
-            writes = carry_on or number + 1 < total
-            logits, state = run(gather_columns(inputs, call), call, state, slots, writes)
-            collector.add(logits, call, slots)
-        if choices is not None:
-            choices += state.decoder.routing or ()
-            state = replace(state, decoder=replace(state.decoder, routing=None))
-        return collector.result(), state
+        if choices is None:
+            return self._run_segments(segments, inputs, mask, state, wanted, carry_on)
+        counting = replace(state, decoder=replace(state.decoder, routing=()))
+        logits, state = self._run_segments(segments, inputs, mask, counting, wanted, carry_on)
+        choices += state.decoder.routing or ()
+        return logits, replace(state, decoder=replace(state.decoder, routing=None))
 
 
 def _slot_dim(config: LM2Config) -> int:
     """Return the slot width, which the configuration has resolved to a number."""
     return cast(int, config.slot_dim)
-
-
-def _stacked(layers: list[Tensor]) -> Tensor:
-    return layers[0][:, None] if len(layers) == 1 else torch.stack(layers, dim=1)

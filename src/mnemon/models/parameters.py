@@ -2,9 +2,13 @@
 
 from torch import nn
 
+from mnemon.layers.associative_memory import AssociativeMemory
 from mnemon.layers.memory_bank import MemoryBank
 from mnemon.layers.memory_layer import MemoryLayer
+from mnemon.layers.memory_tokens import MemoryTokens
 from mnemon.layers.mixture_of_memories import MixtureOfMemories
+
+_MEMORIES = (MemoryBank, MemoryLayer, MemoryTokens, AssociativeMemory)
 
 
 def active_parameters(model: nn.Module) -> int:
@@ -23,6 +27,6 @@ def count_memory_blocks(model: nn.Module) -> int:
 
 
 def memory_parameters(model: nn.Module) -> int:
-    """Return how many parameters are memories: banks of slots, and layers of linear memories."""
-    memories = [module for module in model.modules() if isinstance(module, MemoryBank | MemoryLayer)]
+    """Return how many parameters are memories: banks, linear memories, memory tokens and associative memories."""
+    memories = [module for module in model.modules() if isinstance(module, _MEMORIES)]
     return sum(parameter.numel() for memory in memories for parameter in memory.parameters())

@@ -6,9 +6,8 @@ call (`mnemon.models.graft`).
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from mnemon.errors import ConfigError, ShapeError, StateError
 from mnemon.layers.routing import RoutingStatistics
 from mnemon.models.base_cache import BaseCache, Columns, KeyValueLayer, PastView
+from mnemon.models.decoder_state import DecoderState
 from mnemon.models.graft import (
     Block,
     Graft,
@@ -46,39 +46,6 @@ from mnemon.models.segments import SegmentCall, gather_columns, plan_calls
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 _HALF_PRECISION_TOLERANCE = 0.5  # rounding and flipped experts stay far below; a wrong graft is off by about 1
-
-
-@dataclass(frozen=True)
-class DecoderState:
-    """What a decoder carries from call to call.
-
-    Attributes:
-        counts: real tokens read so far, one number per row; kept on the host so that decoding never waits for a device.
-        base: one entry per block: (keys, values) of an attention block, possibly in several pieces; (convolution
-            state,) of a convolution block; () before the first token.
-        key_positions: position of every cached key column, [B, columns], -1 for a blank column; on the host, one
-            array for each distinct `Reach` of the decoder's blocks.
-        routing: how the routers of blocks with mixtures of memories chose since someone began to count, one entry per
-            such block; None = nobody counts.
-    """
-
-    counts: tuple[int, ...]
-    base: tuple[tuple[Tensor, ...], ...]
-    key_positions: tuple[np.ndarray, ...] = field(repr=False)
-    routing: tuple[RoutingStatistics, ...] | None = field(default=None, repr=False)
-
-    def select(self, rows: Tensor, host_rows: Sequence[int]) -> Self:
-        """Return the rows named by the indices `rows` (the same numbers in `host_rows`)."""
-        chosen = self.map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
-        return replace(
-            chosen,
-            counts=tuple(self.counts[row] for row in host_rows),
-            key_positions=tuple(positions[list(host_rows)] for positions in self.key_positions),
-        )
-
-    def map(self, function: Any) -> Self:
-        """Apply a function to every tensor."""
-        return replace(self, base=tuple(tuple(map(function, entry)) for entry in self.base))
 
 
 class _Sight(NamedTuple):

@@ -118,6 +118,16 @@ def gather_columns(tensor: Tensor, call: SegmentCall) -> Tensor:
     return tensor.gather(1, index)
 
 
+def complete_rows(call: SegmentCall, device: torch.device) -> Tensor | None:
+    """Return which rows' segments are complete after a call, [B]; None = all."""
+    return None if call.completes.all() else torch.from_numpy(call.completes).to(device)
+
+
+def where_rows(condition: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    """Choose rows of `new` where `condition` [B] holds; None = everywhere."""
+    return new if condition is None else torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+
 class ColumnCollector:
     """Gather what the calls computed for chosen input columns, and put it in the input's order.
 

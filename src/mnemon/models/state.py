@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mnemon.errors import StateError
+from mnemon.layers.associative_memory import Association
 from mnemon.layers.memory_bank import SegmentRead, WriteStatistics
-from mnemon.models.segmented_decoder import DecoderState
+from mnemon.models.decoder_state import DecoderState
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,39 @@ class LM2State(MemoryState):
             statistics=tuple(WriteStatistics(*map(function, entry)) for entry in self.statistics),
             projections=tuple(SegmentRead(*map(function, entry)) for entry in self.projections),
         )
+
+
+@dataclass(frozen=True)
+class RMTState(MemoryState):
+    """State of a batch of sequences that an RMT model has read.
+
+    What the decoder carries is that of the running segment alone.
+
+    Attributes:
+        memory: the memory tokens that the running segment reads, [B, m, D].
+    """
+
+    memory: Tensor
+
+    def _map(self, function: Any) -> Self:
+        return replace(super()._map(function), memory=function(self.memory))
+
+
+@dataclass(frozen=True)
+class ARMTState(MemoryState):
+    """State of a batch of sequences that an RMT model with associative memories has read.
+
+    What the decoder carries is that of the running segment alone.
+
+    Attributes:
+        associations: what the memory of every block holds.
+    """
+
+    associations: tuple[Association, ...]
+
+    def _map(self, function: Any) -> Self:
+        held = tuple(Association(*map(function, entry)) for entry in self.associations)
+        return replace(super()._map(function), associations=held)
 
 
 class MemoryCacheLayer(CacheLayerMixin):

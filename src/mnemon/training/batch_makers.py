@@ -22,10 +22,9 @@ def batch_maker(
         tokenizer: of the run; None for data without text.
         share: (rank, number of processes): which rows of a batch to keep, see `share_rows`.
     """
-    data, options, lm2 = recipe.data, recipe.optimisation, recipe.model.lm2
+    data, options, segment_length = recipe.data, recipe.optimisation, recipe.segment_length
     parts = options.gradient_accumulation
     sizes = (options.batch_tokens // parts, -(-options.min_rows // parts))
-    segment_length = lm2.segment_length if lm2 else None
     if isinstance(data, MqarData):
         return MqarBatches(data, recipe.seed, *sizes, share=share, segment_length=segment_length)
     assert tokenizer is not None  # the recipe refuses such data without one

@@ -155,7 +155,7 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     """Return the number of parameters: `total`, `active`, `trainable`, `embedding` (tied weights once), `memory`.
 
     Active are those that take part in the computation for one token: all but the memories that a router leaves out.
-    Memory are LM2's banks, or the layers of linear memories.
+    Memory are LM2's banks, the layers of linear memories, or RMT's memory tokens and associative memories.
     """
     from mnemon.models.parameters import active_parameters, memory_parameters
 
@@ -177,6 +177,7 @@ def base_fingerprint(model: PreTrainedModel) -> str | None:
 def _new_model(section: ModelSection, config: PreTrainedConfig) -> PreTrainedModel:
     from mnemon.models.configuration_lm2 import LM2Config
     from mnemon.models.configuration_mom import MoMConfig
+    from mnemon.models.configuration_rmt import RMTConfig
     from mnemon.models.registration import register
 
     register()
@@ -184,6 +185,8 @@ def _new_model(section: ModelSection, config: PreTrainedConfig) -> PreTrainedMod
         config = MoMConfig(base_config=config, **section.mom.model_dump())
     if section.lm2 is not None:
         config = LM2Config(base_config=config, **section.lm2.model_dump())
+    if section.rmt is not None:
+        config = RMTConfig(base_config=config, **section.rmt.model_dump())
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model
 
@@ -192,6 +195,7 @@ def _pretrained_model(section: ModelSection, source: str, vocab_size: int) -> Pr
     """Return a pretrained decoder in float32, with a memory on it if the recipe wants one."""
     from mnemon.models.base_model import as_base, load_base
     from mnemon.models.modeling_lm2 import LM2ForCausalLM
+    from mnemon.models.modeling_rmt import RMTForCausalLM
     from mnemon.models.registration import register
 
     register()  # so that an LM2 in the place of a plain decoder is known for what it is
@@ -201,6 +205,8 @@ def _pretrained_model(section: ModelSection, source: str, vocab_size: int) -> Pr
             f"the tokenizer has {vocab_size} tokens, the decoder {source} knows {base.config.vocab_size}; leave out "
             "tokenizer.path to use the decoder's own"
         )
+    if section.rmt is not None:
+        return RMTForCausalLM.from_base(base, **section.rmt.model_dump())
     if section.lm2 is None:
         return base
     return LM2ForCausalLM.from_base(base, freeze_base=section.freeze_base, **section.lm2.model_dump())

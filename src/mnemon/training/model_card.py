@@ -91,6 +91,11 @@ def _what(recipe: Recipe, summary: dict[str, Any]) -> str:
         what = f"a {base} {'and' if model.mom else 'with'} an LM2 memory"
         if model.lm2.memory_layers == []:
             what = f"a {base}, restricted to a window of {model.lm2.attention_span} tokens and without memory"
+    if model.rmt is not None:
+        tokens = f"{model.rmt.num_memory_tokens} memory tokens per segment of {model.rmt.segment_length}"
+        if model.rmt.memory == "associative":
+            tokens += ", written to an associative memory in every block (ARMT)"
+        what = f"a {base} with {tokens}{'' if model.rmt.memory == 'associative' else ' (RMT)'}"
     active = f", {counts['active']:,} of them active for one token" if counts["active"] < counts["total"] else ""
     return f"{what}: {counts['total']:,} parameters{active}"
 

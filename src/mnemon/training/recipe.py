@@ -61,12 +61,25 @@ class MoMOptions(Section):
     attention_name: str | None = None
 
 
+class RMTOptions(Section):
+    """Options of a memory that segments hand on, handed to `RMTConfig` unchanged; the same names and meanings."""
+
+    memory: Literal["tokens", "associative"] = "tokens"
+    num_memory_tokens: Positive = 16
+    segment_length: Positive = 512
+    key_dim: Positive | None = None
+    feature_order: Positive | None = None
+    bptt_segments: Positive | None = None
+    blocks_path: str | None = None
+    attention_name: str | None = None
+
+
 class ModelSection(Section):
     """The network: `base` builds a new decoder, `from_base` takes a pretrained one.
 
     Attributes:
-        kind: `lm2` grafts memories onto the base, `mom` puts linear memories in the place of its attention, `plain` is
-            the base alone.
+        kind: `lm2` grafts memories onto the base, `mom` puts linear memories in the place of its attention, `rmt` reads
+            segment by segment with memory tokens, `plain` is the base alone.
         base: `model_type` (a Hugging Face name such as `lfm2` or `llama`) and keys of that configuration; vocabulary
             size and special token ids come from the tokenizer.
         from_base: folder, shipped checkpoint or hub name of a pretrained decoder; the tokenizer is its own unless
@@ -75,16 +88,18 @@ class ModelSection(Section):
         lm2: memory options, only with `kind: lm2`.
         mom: options of linear memories, with `kind: mom`; with `kind: lm2` the bank is grafted on such a decoder. Only
             with `base`.
+        rmt: options of the memory tokens, only with `kind: rmt`.
         init_from: folder of a checkpoint of the same shape whose weights and tokenizer the run starts from; not
             together with `from_base`.
     """
 
-    kind: Literal["lm2", "mom", "plain"]
+    kind: Literal["lm2", "mom", "rmt", "plain"]
     base: dict[str, Any] | None = None
     from_base: Annotated[str, Field(min_length=1)] | None = None
     freeze_base: bool = False
     lm2: LM2Options | None = None
     mom: MoMOptions | None = None
+    rmt: RMTOptions | None = None
     init_from: str | None = None
 
     @model_validator(mode="after")
@@ -95,12 +110,16 @@ class ModelSection(Section):
             raise ValueError("base needs a model_type, for example model_type: lfm2")
         if self.kind != "lm2" and self.lm2 is not None:
             raise ValueError(f"kind: {self.kind} takes no lm2 options; remove them or set kind: lm2")
-        if self.kind == "plain" and self.mom is not None:
-            raise ValueError("kind: plain takes no mom options; remove them or set kind: mom")
+        if self.kind in ("plain", "rmt") and self.mom is not None:
+            raise ValueError(f"kind: {self.kind} takes no mom options; remove them or set kind: mom")
+        if self.kind != "rmt" and self.rmt is not None:
+            raise ValueError(f"kind: {self.kind} takes no rmt options; remove them or set kind: rmt")
         if self.kind == "lm2" and self.lm2 is None:
             raise ValueError("kind: lm2 needs an lm2 section with the memory options")
         if self.kind == "mom" and self.mom is None:
             raise ValueError("kind: mom needs a mom section with the options of the memories; {} takes the defaults")
+        if self.kind == "rmt" and self.rmt is None:
+            raise ValueError("kind: rmt needs an rmt section with the memory options; {} takes the defaults")
         if self.mom is not None and self.base is None:
             raise ValueError("mom options build new memories and need base; a MoM checkpoint is continued by init_from")
         if self.from_base is not None and self.init_from is not None:
@@ -112,6 +131,8 @@ class ModelSection(Section):
     def _check_frozen(self) -> None:
         if self.from_base is None:
             raise ValueError("freeze_base needs from_base: a new decoder that never trains knows nothing")
+        if self.rmt is not None:
+            raise ValueError("freeze_base saves the memory alone, which kind: lm2 alone can; set it to false")
         if self.lm2 is None or self.lm2.memory_layers == []:
             raise ValueError("freeze_base leaves nothing to train without a memory; set kind: lm2 with memory layers")
 
@@ -260,6 +281,12 @@ class Recipe(Section):
             raise ValueError(f"data.kind: {self.data.kind} needs a tokenizer; remove tokenizer: null")
         self.evaluation.check(self.data)
         return self
+
+    @property
+    def segment_length(self) -> int | None:
+        """Return the tokens per segment of the model; None where it has no segments."""
+        options = self.model.lm2 or self.model.rmt
+        return None if options is None else options.segment_length
 
     @property
     def tokenizer_source(self) -> str | None:
