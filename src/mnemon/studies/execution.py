@@ -148,7 +148,7 @@ def _is_measured(folder: Path, run: PlannedRun) -> bool:
 
 def _asked(run: PlannedRun) -> Json:
     """Return what a measurement depends on besides the trained model."""
-    return {"samples": run.samples, "lengths": list(run.lengths)}
+    return {"samples": run.samples} | ({"lengths": list(run.lengths)} if run.lengths else {})
 
 
 def is_trained(folder: Path) -> bool:
