@@ -24,9 +24,11 @@ ALLOWED = {
     "metrics": FOUNDATION | {"data"},  # takes any model as an argument
     "training": FOUNDATION | {"data", "layers", "metrics", "models", "ops"},
     "evaluation": FOUNDATION | {"data", "layers", "metrics", "models", "ops"},
+    "studies": FOUNDATION | {"data", "layers", "metrics", "models", "ops", "training", "evaluation"},
     "bench": FOUNDATION | {"data", "layers", "models", "ops", "evaluation"},
     "demo": FOUNDATION | {"data", "layers", "metrics", "models", "ops", "training", "evaluation"},
-    "cli": FOUNDATION | {"data", "layers", "metrics", "models", "ops", "training", "evaluation", "demo", "bench"},
+    "cli": FOUNDATION
+    | {"data", "layers", "metrics", "models", "ops", "training", "evaluation", "demo", "bench", "studies"},
     "__main__": {"cli"},
 }
 
@@ -116,6 +118,7 @@ def modules_after(statement: str) -> set[str]:
         "from mnemon.cli.app import main; main(['bench', 'lm2', '--help'])",
         "from mnemon.cli.app import main; main(['bench', 'ops', '--help'])",
         "from mnemon.cli.app import main; main(['convert', '--help'])",
+        "from mnemon.cli.app import main; main(['reproduce', '--help'])",
         "from mnemon.cli.app import main; main(['compare', '--help'])",
     ],
 )

@@ -99,6 +99,7 @@ COMMANDS = [
     "compare",
     "eval",
     "generate",
+    "reproduce",
     "rules",
     "train",
     "data babi",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -40,6 +40,18 @@ def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recip
     for override in overrides or []:
         _apply(raw, override)
     return check_recipe(raw, str(source))
+
+
+def changed_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe with overrides applied, as `load_recipe` applies them.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is out of range.
+    """
+    raw = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply(raw, override)
+    return check_recipe(raw, recipe.name)
 
 
 def check_recipe(raw: dict[str, Any], source: str = "recipe") -> Recipe:

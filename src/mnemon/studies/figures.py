@@ -1,0 +1,221 @@
+"""Figures of the studies, as SVG and PNG: the same bytes for the same numbers.
+
+Okabe-Ito colours, with a marker and a line style of its own for every arm.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mnemon.evaluation.plots import Plot
+from mnemon.studies.memory_arms import ARMS, ATTENTION
+from mnemon.studies.study import Json
+
+_LOOK: dict[str, dict[str, Any]] = {
+    "single": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    "mom": {"color": "#D55E00", "marker": "s", "linestyle": (0, (6, 2))},
+    "enlarged": {"color": "#009E73", "marker": "^", "linestyle": (0, (1, 1.2))},
+    ATTENTION: {"color": "#666666", "marker": "x", "linestyle": ":"},
+}
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#666666")
+_MARKERS = "os^DvPX*"
+_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), "--", ":")
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "svg.hashsalt": "mnemon",
+    "svg.fonttype": "path",
+}
+
+
+def accuracy_over_pairs(variants: Sequence[Json]) -> Plot:
+    """Draw accuracy over the number of pairs, a panel per rule and a line per arm, with 95 % intervals."""
+    title = "Accuracy over the number of key-value pairs"
+    with _panels(variants, "key-value pairs", "answered rightly, %") as (figure, panels):
+        for axes, shown in panels:
+            for variant in shown:
+                rows = variant["rows"]
+                means = [100 * row["accuracy"]["mean"] for row in rows]
+                below = [100 * (row["accuracy"]["mean"] - row["accuracy"]["low"]) for row in rows]
+                above = [100 * (row["accuracy"]["high"] - row["accuracy"]["mean"]) for row in rows]
+                pairs = [row["num_pairs"] for row in rows]
+                look = _LOOK[variant["arm"]]
+                axes.errorbar(pairs, means, [below, above], label=variant["arm"], markersize=4, capsize=2, **look)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(pairs, [str(count) for count in pairs])
+            axes.set_ylim(-3, 103)
+        _legend(figure)
+        return _finish(figure, "accuracy-over-pairs", title)
+
+
+def accuracy_over_state(variants: Sequence[Json]) -> Plot:
+    """Draw mean accuracy over the bytes of the state at the longest length, a point per variant with a known arm."""
+    title = "Accuracy over the bytes of the state"
+    variants = [variant for variant in variants if variant["state_bytes"]]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        for arm, look in _LOOK.items():
+            points = [(_longest_state(v), 100 * v["mean"]["accuracy"]["mean"], v) for v in variants if v["arm"] == arm]
+            if points:
+                size, accuracy, _ = zip(*points, strict=True)
+                axes.plot(size, accuracy, label=arm, color=look["color"], marker=look["marker"], linestyle="none")
+            for size_of_one, accuracy_of_one, variant in points:
+                axes.annotate(
+                    variant["rule"],
+                    (size_of_one, accuracy_of_one),
+                    xytext=(5, 2),
+                    textcoords="offset points",
+                    fontsize=6,
+                    color="#666666",
+                )
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel("bytes that a sequence carries at the longest length")
+        axes.set_ylabel("answered rightly, mean over the slices, %")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+        return _finish(figure, "accuracy-over-state", title)
+
+
+def accuracy_over_length(rows: Sequence[Json]) -> Plot:
+    """Draw mean accuracy over the length of the text, a line per model with 95 % intervals.
+
+    Args:
+        rows: `label` and `cells`: length name -> `mean`, an interval in 0..1.
+    """
+    title = "Accuracy over the length of the text"
+    lengths = list(dict.fromkeys(length for row in rows for length in row["cells"]))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        for number, row in enumerate(rows):
+            means = [row["cells"][length]["mean"] for length in row["cells"]]
+            values = [100 * mean["mean"] for mean in means]
+            below = [100 * (mean["mean"] - mean["low"]) for mean in means]
+            above = [100 * (mean["high"] - mean["mean"]) for mean in means]
+            places = [lengths.index(length) for length in row["cells"]]
+            axes.errorbar(places, values, [below, above], label=row["label"], capsize=2, markersize=5, **_look(number))
+        axes.set_xticks(range(len(lengths)), lengths)
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel("tokens of text")
+        axes.set_ylabel("answered rightly, mean over the tasks, %")
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
+        return _finish(figure, "accuracy-over-length", title)
+
+
+def loss_curves(variants: Sequence[Json]) -> Plot:
+    """Draw the training loss over the tokens read, mean over seeds, a panel per rule and a line per arm."""
+    title = "Training loss over the tokens read"
+    with _panels(variants, "tokens read, millions", "loss, nats per token") as (figure, panels):
+        for axes, shown in panels:
+            for variant in shown:
+                look = {**_LOOK[variant["arm"]], "marker": None}
+                tokens = [tokens / 1e6 for tokens, _ in variant["curve"]]
+                axes.plot(tokens, [loss for _, loss in variant["curve"]], label=variant["arm"], linewidth=1.2, **look)
+        _legend(figure)
+        return _finish(figure, "loss-curves", title)
+
+
+def loss_lines(variants: Sequence[Json], what: str) -> Plot:
+    """Draw the training loss over the tokens read, mean over seeds, a line per variant in one panel.
+
+    Args:
+        variants: `arm` and `curve`: tokens and losses.
+        what: the arms are, for the legend.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        for number, variant in enumerate(variants):
+            tokens, losses = zip(*variant["curve"], strict=True)
+            look = {**_look(number), "marker": None}
+            axes.plot([count / 1e6 for count in tokens], losses, label=variant["arm"], linewidth=1.2, **look)
+        axes.set_xlabel("tokens read, millions")
+        axes.set_ylabel("loss, nats per token")
+        axes.legend(title=what, frameon=False)
+        return _finish(figure, "loss-curves", "Training loss over the tokens read")
+
+
+def perplexity_over_blocks(variants: Sequence[Json]) -> Plot:
+    """Draw perplexity over the number of blocks with memory, mean over seeds, a line per length of the context.
+
+    Args:
+        variants: `blocks`, and `rows`: length and perplexities of the seeds.
+    """
+    title = "Perplexity over the number of blocks with memory"
+    blocks = [variant["blocks"] for variant in variants]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        for number, row in enumerate(variants[0]["rows"]):
+            values = [sum(v["rows"][number]["perplexity"]) / len(v["rows"][number]["perplexity"]) for v in variants]
+            axes.plot(blocks, values, label=f"{row['length']:,}", markersize=5, **_look(number))
+        axes.set_xticks(blocks, [str(count) for count in blocks])
+        axes.set_xlabel("blocks with memory")
+        axes.set_ylabel("perplexity of held-out text")
+        axes.legend(title="tokens of context", frameon=False)
+        return _finish(figure, "perplexity-over-blocks", title)
+
+
+@contextmanager
+def _panels(variants: Sequence[Json], below: str, beside: str) -> Iterator[tuple[Any, list[tuple[Any, list[Json]]]]]:
+    """Give a figure with a panel per rule, and per panel the arms to draw: attention stands in every one."""
+    known = [variant for variant in variants if variant["arm"] in _LOOK]
+    ceiling = [variant for variant in known if variant["arm"] == ATTENTION]
+    rules = list(dict.fromkeys(variant["rule"] for variant in known if variant["arm"] in ARMS)) or [ATTENTION]
+    columns = min(len(rules), 4)
+    rows = -(-len(rules) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(max(2.6 * columns, 4.0), 2.3 * rows + 0.8), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        panels = []
+        for axes, rule in zip(grid.flat, rules, strict=False):
+            axes.set_title(rule, loc="left", fontsize=9)
+            panels.append((axes, [v for v in known if v["rule"] == rule and v["arm"] in ARMS] + ceiling))
+        for axes in list(grid.flat)[len(rules) :]:
+            axes.remove()
+        figure.supxlabel(below, fontsize=9)
+        figure.supylabel(beside, fontsize=9)
+        yield figure, panels
+
+
+def _legend(figure: Any) -> None:
+    """Put one legend for all panels above them."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=4, frameon=False)
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Return colour, marker and line style of the line of a number, from 0."""
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "linestyle": _LINES[number % len(_LINES)],
+    }
+
+
+def _longest_state(variant: Json) -> int:
+    return max(variant["state_bytes"].items(), key=lambda item: int(item[0]))[1]
+
+
+def _finish(figure: Any, name: str, title: str) -> Plot:
+    """Save the figure in both formats."""
+    FigureCanvasAgg(figure)
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    return Plot(name, title, png.getvalue(), svg.getvalue())

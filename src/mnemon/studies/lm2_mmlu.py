@@ -1,0 +1,161 @@
+"""The study `lm2-mmlu`: does the memory harm a general skill?
+
+Small models know no facts that MMLU asks for. What stands for it has the same form, four choices of which a model takes
+the likeliest: which of four passages follows a passage of held-out text. Nothing of it was made for a memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnemon.data.background import load_background
+from mnemon.data.text import encode_background
+from mnemon.evaluation.checkpoints import load_spec
+from mnemon.evaluation.paired import mean_interval
+from mnemon.evaluation.tables import Grid, p_text
+from mnemon.metrics.perplexity import token_losses
+from mnemon.studies.babilong_tables import paired
+from mnemon.studies.equal_size import as_large_as
+from mnemon.studies.published import published
+from mnemon.studies.study import Json, PlannedRun, Scale, Variant
+from mnemon.studies.text_study import TextStudy, add_text_rows, perplexity_grid
+from mnemon.training.data_sections import TextData
+from mnemon.training.recipe import Recipe
+from mnemon.training.trainer import wants_cuda
+
+if TYPE_CHECKING:
+    from mnemon.evaluation.plots import Plot
+
+CHOICES = 4
+_ANSWER_SHARE = 8
+"""A choice is this part of a block of text, what stands before it the rest."""
+
+_SEED = 2**20
+_TEXT = "data={kind: text, background: stdlib, length: 2048}"
+
+
+class Lm2Mmlu(TextStudy):
+    """Which of four passages follows, asked of a plain decoder and of an LM2 of the same size and training."""
+
+    name = "lm2-mmlu"
+    title = "A general skill with and without memory"
+    recipe = "lm2-text-study"
+    scales: ClassVar[Mapping[str, Scale]] = {
+        "tiny": Scale(("optimisation.max_tokens=1000000",), seeds=1, samples=200),
+        "small": Scale((), seeds=3, samples=200),
+        "paper": Scale((_TEXT, "evaluation.samples=2"), seeds=1, samples=200, recipe="lm2-1.7b", launched=True),
+    }
+    equal_parameters = True
+
+    def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
+        """Return the plain decoder, with wider feed-forward layers, and LM2."""
+        plain = as_large_as(base, ("model.kind=plain", "model.lm2=null"))
+        return Variant("plain", "", "plain", plain), Variant("lm2", "", "LM2", ())
+
+    def tokens_read(self, run: PlannedRun) -> int:
+        """Return the tokens of the held-out windows and of all choices with what stands before them."""
+        return super().tokens_read(run) + run.samples * CHOICES * run.recipe.data.stages[0].length
+
+    def measure(self, run: PlannedRun, folder: Path) -> Json:
+        """Add to the perplexities which questions were answered rightly."""
+        data = run.recipe.data
+        assert isinstance(data, TextData)
+        device = "cuda" if wants_cuda(run.recipe.optimisation) else "cpu"
+        spec = load_spec(run.name, str(folder), device=device)
+        stream = encode_background(load_background(data.background, "test"), spec.tokenizer)
+        blocks = stream.windows(data.length, run.samples).ids
+        return {**super().measure(run, folder), "right": choose(spec.model, blocks).tolist()}
+
+    def analyse(self, variants: Sequence[Json], measures: Mapping[str, Sequence[Json]]) -> Json:
+        """Add perplexities and accuracy to every variant; compare LM2 with the plain decoder question by question."""
+        add_text_rows(variants, measures)
+        marks = {name: np.array([run["right"] for run in runs], dtype=np.float64) for name, runs in measures.items()}
+        for variant in variants:
+            variant["accuracy"] = asdict(mean_interval(marks[variant["name"]]))
+            variant["questions"] = marks[variant["name"]].shape[1]
+        if not {"lm2", "plain"} <= set(marks):
+            return {"comparisons": []}
+        return {"comparisons": [paired(marks["lm2"], marks["plain"])]}
+
+    def body(self, results: Json) -> list[str]:
+        """Return what was asked, the accuracies and their difference, the published numbers, and perplexities."""
+        recipe = results["recipe"]
+        length = recipe["data"]["length"]
+        answer = length // _ANSWER_SHARE
+        lines = [
+            f"Four passages of {answer} tokens, one of which follows {length - answer} tokens of held-out text "
+            f"(`{recipe['data']['background']}`), the others follow other passages; a model answers with the one it "
+            "finds likeliest. Chance is 25 %. The form is that of MMLU, the knowledge is not: models of this size "
+            "answer MMLU by chance. Both have the same text, tokens and, within 2 %, parameters.",
+            "",
+            _accuracy_grid(results["variants"]).markdown(),
+        ]
+        if results["comparisons"]:
+            lines += [*_sentence(results["comparisons"][0]), ""]
+        table = published()["mmlu"]
+        note = f"MMLU as published, accuracy in percent; {table['source']}. Models, training and questions are others."
+        lines += ["## Published", "", note, "", _published_grid(table["groups"]).markdown()]
+        grid = perplexity_grid(results["variants"], ("model", "text"), lambda v: (v["arm"], "held out"))
+        return [*lines, "## Perplexity", "", grid.markdown()]
+
+    def figures(self, results: Json) -> list[Plot]:
+        """Draw the loss curves."""
+        from mnemon.studies.figures import loss_lines
+
+        return [loss_lines(results["variants"], "model")]
+
+
+def choose(model: Any, blocks: NDArray[Any]) -> NDArray[np.bool_]:
+    """Ask a model which of four passages follows, and say where it is right.
+
+    The wrong passages of a block are the ends of three other blocks, the same ones for every model.
+
+    Args:
+        model: causal language model in evaluation mode.
+        blocks: token ids, [N, T], N at least 4; the last eighth of a block is what follows.
+
+    Returns:
+        [N].
+    """
+    count, length = blocks.shape
+    answer = length // _ANSWER_SHARE
+    rng = np.random.default_rng(_SEED)
+    shifts = np.array([rng.choice(np.arange(1, count), CHOICES - 1, replace=False) for _ in range(count)])
+    sources = np.concatenate([np.zeros((count, 1), dtype=int), shifts], axis=1)
+    ends = blocks[(np.arange(count)[:, None] + sources) % count, length - answer :]
+    starts = np.broadcast_to(blocks[:, None, : length - answer], (count, CHOICES, length - answer))
+    asked = np.concatenate([starts, ends], axis=2).reshape(count * CHOICES, length)
+    losses = token_losses(model, asked)[:, -answer:].sum(axis=1).reshape(count, CHOICES)
+    right: NDArray[np.bool_] = losses[:, 0] < losses[:, 1:].min(axis=1)
+    return right
+
+
+def _sentence(test: Json) -> list[str]:
+    low, mean, high = (f"{100 * test['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
+    seeds = len(test["by_seed"])
+    return [
+        f"LM2 minus plain: {mean} points [{low}, {high}], p {p_text(test['p_value'])}, {seeds} seed(s), on the same "
+        f"questions. A loss of more than {max(0.0, -100 * test['difference']['low']):.1f} points is excluded by the "
+        "interval" + ("." if seeds > 1 else "; another training seed may differ."),
+    ]
+
+
+def _accuracy_grid(variants: Sequence[Json]) -> Grid:
+    lines = []
+    for variant in variants:
+        low, mean, high = (f"{100 * variant['accuracy'][end]:.1f}" for end in ("low", "mean", "high"))
+        facts = (f"{variant['parameters']['total']:,}", f"{variant['tokens'][0]:,}", f"{len(variant['tokens'])}")
+        lines.append((variant["arm"], f"{variant['questions']}", *facts, f"{mean} [{low}–{high}]"))
+    return Grid(("model", "questions", "parameters", "tokens", "seeds", "answered rightly, %"), tuple(lines))
+
+
+def _published_grid(groups: Mapping[str, Mapping[str, float]]) -> Grid:
+    models = list(next(iter(groups.values())))
+    lines = [(name, "published", *(f"{values[model]:.1f}" for model in models)) for name, values in groups.items()]
+    return Grid(("group", "", *models), tuple(lines))

@@ -1,0 +1,242 @@
+"""The study `lm2-table1`: LM2 beside what could explain its accuracy as well, on BABILong from 0 to 128k tokens.
+
+Every model has the same decoder, data, number of tokens and, within 2 %, of parameters. Models whose memory of the past
+grows with it are asked up to 16k tokens, the others up to 128k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from mnemon.evaluation.checkpoints import load_spec
+from mnemon.evaluation.compare.published import NOTE
+from mnemon.evaluation.results import BabilongResult, result_from_dict
+from mnemon.evaluation.retrieval import RetrievalSettings, make_retriever
+from mnemon.evaluation.run import EvaluationRun, write_run
+from mnemon.evaluation.samples import parse_length
+from mnemon.evaluation.suite import SuiteOptions, evaluate_models
+from mnemon.evaluation.tables import Grid
+from mnemon.studies.babilong_tables import (
+    Answers,
+    accuracy_grid,
+    compare_with,
+    difference_grid,
+    model_rows,
+    verdicts,
+)
+from mnemon.studies.equal_size import as_large_as
+from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant, state_text
+from mnemon.training.data_sections import BabilongData
+from mnemon.training.recipe import Recipe
+from mnemon.training.trainer import wants_cuda
+
+if TYPE_CHECKING:
+    from mnemon.evaluation.plots import Plot
+
+LM2 = "LM2"
+LABELS = {"plain": "plain", "window": "window", "rmt": "RMT", "armt": "ARMT", "lm2": LM2}
+_LENGTHS = ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k")
+_FULL_ATTENTION_TO = 16_000
+_RANGES = ("near", "far")
+"""Up to `_FULL_ATTENTION_TO` tokens, and beyond."""
+
+_RETRIEVAL = RetrievalSettings(kind="bm25", top_k=5, unit="sentence")
+_FEWER = {4_000: 0.4, 32_000: 0.2, 64_000: 0.1}
+"""From so many tokens on, this share of the samples: each of them costs the more."""
+
+
+class Lm2Table1(Study):
+    """Accuracy over tasks and lengths, as in Table 1 of the paper, with paired tests and the published numbers."""
+
+    name = "lm2-table1"
+    title = "LM2 and its controls on BABILong"
+    recipe = "babilong-tiny-lm2"
+    scales: ClassVar[Mapping[str, Scale]] = {
+        "tiny": Scale((), seeds=1, samples=100, lengths=_LENGTHS),
+        "small": Scale(
+            ("optimisation.max_minutes=null",), seeds=3, samples=100, recipe="babilong-small-lm2", lengths=_LENGTHS
+        ),
+        "paper": Scale(
+            ("evaluation.samples=20",), seeds=1, samples=100, recipe="lm2-1.7b", lengths=_LENGTHS, launched=True
+        ),
+    }
+    equal_parameters = True
+
+    def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
+        """Return the arms: shipped recipes of the same size, or changes of the one recipe of the paper's size."""
+        if scale.launched:
+            return _arms_of(base)
+        stem = (scale.recipe or self.recipe).removesuffix("lm2")
+        return tuple(Variant(arm, "", arm, (), recipe=f"{stem}{arm}") for arm in LABELS)
+
+    def prepare(self, base: Recipe, root: Path) -> tuple[str, ...]:
+        """Make sure, before anything is trained, that what the retrieval row needs is there.
+
+        Raises:
+            BackendUnavailable: it is not installed.
+        """
+        make_retriever(_RETRIEVAL)
+        return ()
+
+    def lengths(self, recipe: Recipe) -> list[int]:
+        """Return the longest length of the training."""
+        return [recipe.data.stages[-1].length]
+
+    def tokens_read(self, run: PlannedRun) -> int:
+        """Return the tokens of all questions, those put to a row of the same weights included."""
+        rows = 2 if run.variant.arm == "lm2" else 1  # what a retriever leaves of a text is little
+        cells = sum(_samples(run.samples, length) * parse_length(length) for length in _asked(run))
+        return rows * len(run.recipe.data.task_names) * cells
+
+    def measure(self, run: PlannedRun, folder: Path) -> Json:
+        """Ask the same questions of every run, of an LM2 a second time with its bank knocked out.
+
+        The plain decoder is asked a second time, at all lengths, with what a retriever finds in place of the text.
+        """
+        assert isinstance(run.recipe.data, BabilongData)
+        device = "cuda" if wants_cuda(run.recipe.optimisation) else "cpu"
+        source = run.variant.recipe or run.recipe.name
+        spec = load_spec(LABELS[run.variant.arm], str(folder), device=device, source=source)
+        measured: dict[str, list[Json]] = {}
+        for retriever in (None, make_retriever(_RETRIEVAL)) if run.variant.arm == "plain" else (None,):
+            for name, lengths in _by_range(run.lengths if retriever else _asked(run)).items():
+                options = SuiteOptions(
+                    tasks=tuple(run.recipe.data.tasks),
+                    lengths=lengths,
+                    num_samples=run.samples,
+                    samples_at={length: _samples(run.samples, length) for length in lengths},
+                    background=run.recipe.data.background,
+                    background_name=Path(run.recipe.data.background).name,
+                    layout="short",
+                    controls=run.variant.arm == "lm2",
+                    retriever=retriever,
+                )
+                found = evaluate_models([spec], options, cells_folder=folder / "cells").results
+                measured.setdefault(name, []).extend(asdict(result) for result in found)
+        return {"results": measured}
+
+    def analyse(self, variants: Sequence[Json], measures: Mapping[str, Sequence[Json]]) -> Json:
+        """Return rows per model, LM2 with its bank knocked out included, and the tests of LM2 against every other."""
+        answers = Answers(_by_seed(measures))
+        tests = compare_with(answers, LM2) if LM2 in answers.labels else []
+        return {"tasks": list(answers.tasks), "rows": model_rows(answers), "comparisons": tests}
+
+    def write(self, root: Path, measures: Mapping[str, Sequence[Json]], results: Json) -> tuple[Path, ...]:
+        """Write an evaluation per range of lengths: predictions, tables, every paired test, a report."""
+        folders = []
+        for compared in zip(*_by_seed(measures), strict=True):
+            every = [result for seed in compared for result in seed]
+            is_near = parse_length(every[0].settings.lengths[0]) <= _FULL_ATTENTION_TO
+            folders.append(root / "evaluation" / _RANGES[0 if is_near else 1])
+            write_run(folders[-1], EvaluationRun(tuple(every), results["command"], results["machine"]))
+        return tuple(folders)
+
+    def body(self, results: Json) -> list[str]:
+        """Return what was compared, what was found, the table with published numbers, and the paired tests."""
+        tests = results["comparisons"]
+        lines = [
+            "Accuracy on BABILong (facts of bAbI in unrelated text, arXiv:2406.10149), stories generated, exact words. "
+            "All models have the same decoder, training samples, curriculum and number of tokens: *plain* sees every "
+            f"earlier token and is asked up to {_FULL_ATTENTION_TO // 1000}k tokens, *window* only those within LM2's "
+            "attention span, *RMT* and *ARMT* carry memory tokens and associative memories from segment to segment, "
+            f"*{_RETRIEVAL.name}* reads only what BM25 found for the question, *{LM2}* carries its bank; *knocked out* "
+            "is the same LM2 without what the bank says.",
+            "",
+            _model_grid(results).markdown(),
+        ]
+        if tests:
+            lines += ["## What the memory does", "", *verdicts(tests, LM2), ""]
+        note = (
+            "Percent of right answers with 95 % intervals, the same questions for every model. Published models are "
+            "much larger: they show the course over length, not a contest."
+        )
+        table = accuracy_grid(results["rows"], results["tasks"], with_published=True)
+        lines += ["## Accuracy", "", note, "", table.markdown(), NOTE, ""]
+        if tests:
+            lines += ["## Paired tests", "", _TEST_NOTE, "", difference_grid(tests, LM2).markdown()]
+        return lines
+
+    def figures(self, results: Json) -> list[Plot]:
+        """Draw accuracy over length, a line per model."""
+        from mnemon.studies.figures import accuracy_over_length
+
+        return [accuracy_over_length(results["rows"])]
+
+
+_TEST_NOTE = (
+    "Differences in percentage points over all tasks of a length, on the same questions. With one training seed: exact "
+    "McNemar test and paired bootstrap; with several: crossed bootstrap over seeds and questions. Holm-corrected over "
+    "all lines; bold: below 0.05. One seed says nothing about another one."
+)
+
+
+def _arms_of(base: Recipe) -> tuple[Variant, ...]:
+    """Return the arms as changes of an LM2 recipe; feed-forward layers make up for the memory's parameters."""
+    assert base.model.lm2 is not None
+    segment = base.model.lm2.segment_length
+    tokens = f"segment_length: {segment}, num_memory_tokens: 16"
+    kinds = {
+        "plain": ("model.kind=plain", "model.lm2=null"),
+        "window": (f"model.lm2={{segment_length: {segment}, attention_span: {segment}, memory_layers: []}}",),
+        "rmt": ("model.kind=rmt", "model.lm2=null", f"model.rmt={{{tokens}}}"),
+        "armt": ("model.kind=rmt", "model.lm2=null", f"model.rmt={{{tokens}, memory: associative}}"),
+        "lm2": (),
+    }
+    return tuple(Variant(arm, "", arm, changes and as_large_as(base, changes)) for arm, changes in kinds.items())
+
+
+def _asked(run: PlannedRun) -> tuple[str, ...]:
+    if run.variant.arm != "plain":
+        return run.lengths
+    return tuple(length for length in run.lengths if parse_length(length) <= _FULL_ATTENTION_TO)
+
+
+def _by_range(lengths: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the lengths of either range; a range without any is left out."""
+    near = tuple(length for length in lengths if parse_length(length) <= _FULL_ATTENTION_TO)
+    far = tuple(length for length in lengths if length not in near)
+    return {name: part for name, part in zip(_RANGES, (near, far), strict=True) if part}
+
+
+def _samples(samples: int, length: str) -> int:
+    """Return the samples of a cell."""
+    share = next((share for tokens, share in reversed(_FEWER.items()) if parse_length(length) >= tokens), 1.0)
+    return max(1, round(share * samples))
+
+
+def _by_seed(measures: Mapping[str, Sequence[Json]]) -> list[list[list[BabilongResult]]]:
+    """Return per seed and range of lengths the results of all models."""
+    seeds = range(len(next(iter(measures.values()))))
+    found = []
+    for seed in seeds:
+        ranges: dict[str, list[BabilongResult]] = {}
+        for runs in measures.values():
+            for name, results in runs[seed]["results"].items():
+                ranges.setdefault(name, []).extend(result_from_dict(value) for value in results)
+        found.append([ranges[name] for name in _RANGES if name in ranges])
+    return found
+
+
+def _model_grid(results: Json) -> Grid:
+    """Return the table of models; what shares weights with another row is marked by its role."""
+    own = {LABELS[variant["arm"]]: variant for variant in results["variants"]}
+    lines = []
+    for row in results["rows"]:
+        variant = own.get(row["label"])
+        lines.append(
+            (
+                row["label"],
+                row["role"],
+                f"{row['parameters']:,}",
+                f"{row['memory']:,}",
+                "–" if variant is None else state_text(variant),
+                f"{row['training']['tokens']:,}",
+                f"{row['training']['trained_length']:,}",
+                "–" if variant is None else f"{sum(variant['minutes']):.0f}",
+            )
+        )
+    head = ("model", "role", "parameters", "of them memory", "state, bytes", "training tokens", "longest", "minutes")
+    return Grid(head, tuple(lines))

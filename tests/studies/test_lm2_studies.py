@@ -1,0 +1,196 @@
+"""The studies of LM2: what is asked, how answers become rows and tests, and a run from end to end."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mnemon.errors import ConfigError
+from mnemon.evaluation.results import BabilongResult, Cell, EvaluationSettings, ModelInfo, Prediction
+from mnemon.studies.babilong_tables import Answers, accuracy_grid, compare_with, model_rows, verdicts
+from mnemon.studies.lm2_figure5 import Lm2Figure5
+from mnemon.studies.lm2_mmlu import choose
+from mnemon.studies.lm2_table1 import Lm2Table1
+from mnemon.studies.order import Order
+from mnemon.studies.planning import base_recipe, choose_variants, plan_runs
+from mnemon.studies.registry import get_study, parts_of
+from mnemon.studies.results import read_results, reproduce
+from mnemon.training.recipe_io import load_recipe
+
+TASKS = ("qa1", "qa6")
+
+
+def answered(label: str, marks: Sequence[bool], length: str = "1k", sample: str = "s") -> BabilongResult:
+    """Make the result of a model that answers both tasks with these marks."""
+    settings = EvaluationSettings(TASKS, (length,), len(marks), 0, "stdlib", "generated", "test", "short", 20)
+    cells = tuple(
+        Cell(
+            task,
+            length,
+            tuple(
+                Prediction(f"{sample}{i}", task, length, f"{task}{i}", "p", "q", "t", "o", exact=mark, official=mark)
+                for i, mark in enumerate(marks)
+            ),
+            seconds=1.0,
+            prompt_tokens=1,
+            new_tokens=1,
+        )
+        for task in TASKS
+    )
+    model = ModelInfo("made up", "llama", "plain", 100, training={"tokens": 5, "trained_length": 64})
+    return BabilongResult(label, model, settings, {}, cells)
+
+
+GOOD, BAD = [True] * 20, [False] * 15 + [True] * 5
+
+
+def test_every_model_has_a_row_and_lengths_it_was_not_asked_at_stay_out() -> None:
+    answers = Answers([[[answered("plain", BAD), answered("LM2", GOOD)], [answered("LM2", GOOD, "32k")]]])
+    plain, lm2 = model_rows(answers)
+    assert list(plain["cells"]) == ["1k"]
+    assert list(lm2["cells"]) == ["1k", "32k"]
+    assert plain["cells"]["1k"]["mean"]["mean"] == 0.25
+    assert lm2["cells"]["32k"]["samples"] == 20
+    lines = accuracy_grid([plain, lm2], TASKS, with_published=False).lines
+    assert [line[:2] for line in lines] == [("1k (20)", "plain"), ("1k (20)", "LM2"), ("32k (20)", "LM2")]
+
+
+def test_published_models_stand_below_the_measured_ones_of_a_length() -> None:
+    rows = model_rows(Answers([[[answered("LM2", GOOD)]]]))
+    lines = accuracy_grid(rows, TASKS, with_published=True).lines
+    assert lines[0][1] == "LM2"
+    assert ("1k", "*LM2-1.7B, published*", "85", "84", "84") in lines  # 84.5, rounded to even
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_clear_difference_is_told_and_none_is_not(seeds: int) -> None:
+    results = [answered("plain", BAD), answered("as good", GOOD), answered("LM2", GOOD)]
+    tests = compare_with(Answers([[results]] * seeds), "LM2")
+    assert [(test["against"], len(test["by_seed"])) for test in tests] == [("plain", seeds), ("as good", seeds)]
+    assert tests[0]["difference"]["mean"] == pytest.approx(0.75)
+    assert tests[0]["corrected_p"] < 0.001
+    assert tests[1]["corrected_p"] == 1
+    assert list(verdicts(tests, "LM2")) == [
+        "- LM2 against plain: better at 1k.",
+        "- LM2 against as good: cannot be told apart at 1k.",
+    ]
+
+
+def test_answers_to_different_questions_are_not_compared() -> None:
+    with pytest.raises(ConfigError, match="samples"):
+        Answers([[[answered("plain", BAD), answered("LM2", GOOD, sample="other")]]])
+
+
+def test_seeds_with_different_models_are_not_compared() -> None:
+    with pytest.raises(ConfigError, match="the seeds have different models"):
+        Answers([[[answered("plain", BAD)]], [[answered("LM2", GOOD)]]])
+
+
+def test_the_measures_of_a_run_come_back_as_they_were_written() -> None:
+    measures = {
+        "plain": [{"results": {"near": [asdict(answered("plain", BAD))]}}],
+        "lm2": [{"results": {"near": [asdict(answered("LM2", GOOD))], "far": [asdict(answered("LM2", GOOD, "32k"))]}}],
+    }
+    results = Lm2Table1().analyse([], json.loads(json.dumps(measures)))
+    assert [row["label"] for row in results["rows"]] == ["plain", "LM2"]
+    assert [test["length"] for test in results["comparisons"]] == ["1k"]
+
+
+def test_attention_over_everything_reads_less_than_a_memory_that_does_not_grow() -> None:
+    order = Order("lm2-table1", "tiny", only=("plain", "window", "lm2"))
+    study, scale = order.resolve()
+    runs = plan_runs(study, scale, choose_variants(study, scale, base_recipe(study, scale), order.only), 1)
+    tokens = {run.variant.name: study.tokens_read(run) for run in runs}
+    assert tokens["lm2"] == 2 * tokens["window"]  # asked again with its bank knocked out
+    assert tokens["plain"] < tokens["window"] / 2
+
+
+def test_memory_goes_into_the_first_blocks_as_in_the_paper() -> None:
+    study = Lm2Figure5()
+    names = [variant.name for variant in study.variants(load_recipe("lm2-1.7b"), study.scales["paper"])]
+    assert names == ["blocks-0", "blocks-1", "blocks-6", "blocks-12", "blocks-16"]
+    small = study.variants(load_recipe(study.recipe), study.scales["small"])
+    assert small[2].changes == ("model.lm2.memory_layers=[0, 1, 2]",)
+
+
+class Counting(torch.nn.Module):
+    """A model that knows how to count: after token t comes t + 1."""
+
+    config, device = SimpleNamespace(vocab_size=50), torch.device("cpu")
+
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=9.0 * torch.nn.functional.one_hot((input_ids + 1) % 50, 50).float())
+
+
+def test_a_model_that_knows_what_follows_chooses_it_and_one_that_knows_nothing_does_not() -> None:
+    blocks = (np.arange(12)[:, None] * 4 + np.arange(16)) % 50
+    assert choose(Counting(), blocks).all()
+    clueless = Counting()
+    clueless.forward = lambda input_ids, **options: SimpleNamespace(  # type: ignore[method-assign]
+        logits=torch.zeros(*input_ids.shape, 50)
+    )
+    assert not choose(clueless, blocks).any()
+
+
+def test_one_name_stands_for_the_two_studies_of_mixtures() -> None:
+    assert parts_of("mom-tables", "small") == ("mom-mqar", "mom-text")
+    assert parts_of("mom-tables", "paper") == ("mom-text",)
+    assert parts_of("lm2-mmlu", "tiny") == ("lm2-mmlu",)
+    with pytest.raises(ConfigError, match="mom-tables has no scale 'papr'; did you mean paper"):
+        parts_of("mom-tables", "papr")
+    with pytest.raises(ConfigError, match="did you mean mom-tables"):
+        parts_of("mom-table", "tiny")
+
+
+FEW = (
+    "data.tasks=[qa1]",
+    "data.lengths=[0]",
+    "data.fact_limits=[]",
+    "tokenizer.vocab_size=400",
+    "optimisation.max_tokens=1024",
+    "evaluation.samples=2",
+    "evaluation.lengths=[0]",
+)
+
+
+def test_a_table_is_made_from_end_to_end(tmp_path: Path) -> None:
+    order = Order("lm2-table1", "tiny", only=("plain", "lm2"), changes=FEW, samples=3, lengths=("0k",))
+    reproduce(order, tmp_path / "study", command="mnemon reproduce lm2-table1")
+    results = read_results(tmp_path / "study")
+    labels = [row["label"] for row in results["rows"]]
+    assert labels == ["plain", "plain (bm25, 5 sentences)", "LM2", "LM2 (knocked out)"]
+    page = (tmp_path / "study" / "page.md").read_text(encoding="utf-8")
+    assert "| 0k (3) | LM2 (knocked out) |" in page
+    assert "*LM2-1.7B, published*" in page
+    assert (tmp_path / "study" / "evaluation" / "near" / "report.html").is_file()
+    assert get_study("lm2-table1").title in page
+
+
+@pytest.mark.parametrize("name", ["lm2-figure5", "lm2-mmlu"])
+def test_the_studies_of_text_are_made_from_end_to_end(name: str, tmp_path: Path) -> None:
+    few = (
+        "model.base.num_hidden_layers=2",
+        "model.base.hidden_size=32",
+        "tokenizer.vocab_size=320",
+        "data.length=64",
+        "optimisation.max_tokens=2048",
+        "optimisation.batch_tokens=512",
+        "evaluation.samples=2",
+    )
+    study = get_study(name)
+    last = "blocks-2" if name == "lm2-figure5" else "lm2"
+    first = "blocks-0" if name == "lm2-figure5" else "plain"
+    samples = None if name == "lm2-figure5" else 8
+    reproduce(Order(name, "tiny", only=(first, last), changes=few, samples=samples), tmp_path / "study")
+    results = read_results(tmp_path / "study")
+    assert [variant["name"] for variant in results["variants"]] == [first, last]
+    assert len(results["comparisons"]) == 1
+    page = (tmp_path / "study" / "page.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {study.title}")
+    assert "perplexity at 512" in page

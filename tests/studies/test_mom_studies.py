@@ -1,0 +1,172 @@
+"""The two studies of mixtures, at a size that shows only that everything works."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnemon.errors import ConfigError, RunError
+from mnemon.studies.mom_mqar import verdict
+from mnemon.studies.order import Order
+from mnemon.studies.results import reproduce
+from mnemon.studies.text_study import loss_curve
+
+MQAR = Order("mom-mqar", "tiny", only=("attention", "gla.single", "gla.mom", "gla.enlarged", "gla.top-1"))
+TEXT = Order("mom-text", "tiny", only=("gla.single", "gla.mom"))
+
+
+@pytest.fixture(scope="module")
+def mqar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mqar") / "study"
+    reproduce(MQAR, folder, command="mnemon reproduce mom-mqar")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text") / "study"
+    reproduce(TEXT, folder, tune=(0.003, 0.01), command="mnemon reproduce mom-text")
+    return folder
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return value
+
+
+def test_every_variant_of_the_recall_study_is_measured_on_the_same_slices(mqar: Path) -> None:
+    results = results_of(mqar)
+    assert [variant["name"] for variant in results["variants"]] == list(MQAR.only)
+    for variant in results["variants"]:
+        assert [(row["num_pairs"], row["length"]) for row in variant["rows"]] == [(2, 16), (4, 32)]
+        assert variant["tokens"] == [2048]
+        assert all(0 <= row["accuracy"]["mean"] <= 1 for row in variant["rows"])
+
+
+def test_the_mixture_is_compared_with_one_memory_and_with_one_as_large(mqar: Path) -> None:
+    results = results_of(mqar)
+    by_name = {variant["name"]: variant for variant in results["variants"]}
+    assert [comparison["against"] for comparison in results["comparisons"]] == ["single", "enlarged"]
+    for comparison in results["comparisons"]:
+        pair = [by_name[f"gla.{arm}"]["mean"]["accuracy"]["mean"] for arm in ("mom", comparison["against"])]
+        assert comparison["difference"]["mean"] == pytest.approx(pair[0] - pair[1])
+        assert comparison["verdict"] == "cannot be told"  # of one seed
+
+
+def test_the_page_says_what_the_results_say(mqar: Path) -> None:
+    page = (mqar / "page.md").read_text(encoding="utf-8")
+    variant = results_of(mqar)["variants"][1]
+    assert f"| gla | single | {variant['parameters']['total']:,} |" in page
+    assert "Command: `mnemon reproduce mom-mqar`." in page
+    for figure in ("accuracy-over-pairs.svg", "accuracy-over-state.svg"):
+        assert f"]({figure})" in page
+        assert (mqar / figure).read_bytes().startswith(b"<?xml")
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(mqar: Path) -> None:
+    before, told = results_of(mqar), list[str]()
+    assert reproduce(MQAR, mqar, command="mnemon reproduce mom-mqar", report=told.append) == before
+    assert told == ["5 of 5 runs are finished already"]
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own_give_the_same_numbers(mqar: Path, tmp_path: Path) -> None:
+    told = list[str]()
+    order = Order("mom-mqar", "tiny", only=("gla.single", "gla.mom"))
+    results = reproduce(order, tmp_path / "study", jobs=2, report=told.append)
+    alone = {variant["name"]: variant["rows"] for variant in results_of(mqar)["variants"]}
+    assert {variant["name"]: variant["rows"] for variant in results["variants"]} == {
+        name: alone[name] for name in order.only
+    }
+    assert sorted(line.split(": ")[1] for line in told) == ["gla.mom/lr-0.003/seed-0", "gla.single/lr-0.003/seed-0"]
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_process_of_its_own_is_told_with_the_run(tmp_path: Path) -> None:
+    order = Order("mom-mqar", "tiny", only=("gla.single", "gla.mom"), changes=("optimisation.sharding=fsdp",))
+    with pytest.raises(RunError, match=r"gla\.(single|mom)/lr-0.003/seed-0: .*fsdp"):
+        reproduce(order, tmp_path / "study", jobs=2)
+
+
+def test_a_study_is_not_continued_with_another_recipe(mqar: Path) -> None:
+    changed = Order("mom-mqar", "tiny", only=MQAR.only, changes=("optimisation.weight_decay=0.5",))
+    with pytest.raises(ConfigError, match=r"begun with recipe.optimisation.weight_decay 0.01, now it is 0.5"):
+        reproduce(changed, mqar)
+    with pytest.raises(ConfigError, match=r"begun with .*study"):
+        reproduce(TEXT, mqar)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"holds|already"):
+            reproduce(MQAR, tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_every_variant_of_the_text_study_has_perplexities_and_a_curve(text: Path) -> None:
+    for variant in results_of(text)["variants"]:
+        assert [row["length"] for row in variant["rows"]] == [16, 32, 64, 128]
+        assert all(len(row["perplexity"]) == 1 for row in variant["rows"])
+        assert [point[0] for point in variant["curve"]] == [512, 1024, 1536, 2048]
+
+
+def test_a_learning_rate_is_chosen_by_the_better_score_and_its_run_counts(text: Path) -> None:
+    for variant in results_of(text)["variants"]:
+        scores = variant["tuning"]
+        assert set(scores) == {"0.003", "0.01"}
+        assert f"{variant['learning_rate']:g}" == max(scores, key=scores.__getitem__)
+
+
+def test_all_runs_of_the_text_study_have_one_tokenizer(text: Path) -> None:
+    files = {path.read_bytes() for path in text.glob("runs/*/*/*/tokenizer.json")}
+    assert len(files) == 1
+
+
+def test_the_page_of_the_repository_names_no_folder_of_this_machine(
+    text: Path, repository: Path, tmp_path: Path
+) -> None:
+    import runpy
+
+    script = runpy.run_path(str(repository / "scripts" / "update_studies.py"))
+    assert script["main"]([str(text), "--root", str(tmp_path)]) == 0
+    page = (tmp_path / "docs" / "results" / "mom-text.md").read_text(encoding="utf-8")
+    assert "](mom-text-loss-curves.svg)" in page
+    assert str(text.parent) not in page
+    assert str(text.parent) not in (text / "results.json").read_text(encoding="utf-8")
+    assert script["main"]([str(tmp_path), "--root", str(tmp_path)]) == 2
+
+
+def test_a_loss_curve_does_not_depend_on_where_the_log_was_cut() -> None:
+    whole = [{"step": 2, "tokens": 20, "loss": 1.5}, {"step": 4, "tokens": 40, "loss": 3.5}]
+    cut = [
+        {"step": 1, "tokens": 10, "loss": 1.0},
+        {"step": 2, "tokens": 20, "loss": 2.0},
+        {"step": 4, "tokens": 40, "loss": 3.5},
+    ]
+    assert loss_curve(whole, 2) == loss_curve(cut, 2) == [[20, 1.5], [40, 3.5]]
+    assert loss_curve(cut[:2], 4) == [[20, 1.5]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "helps"),
+        ({"corrected_p": 0.2}, "cannot be told"),
+        ({"by_seed": [0.2, -0.01, 0.3]}, "cannot be told"),
+        ({"by_seed": [0.2]}, "cannot be told"),
+        ({"corrected_p": 0.9, "difference": {"high": 0.005}}, "does not help"),
+        ({"accuracies": [0.12, 0.1], "guessing": 0.15}, "cannot be told"),
+        ({"accuracies": [1.0, 0.995]}, "cannot be told"),
+    ],
+)
+def test_a_mixture_helps_only_where_seeds_and_samples_say_so(changes: dict[str, Any], said: str) -> None:
+    comparison = {
+        "corrected_p": 0.01,
+        "by_seed": [0.2, 0.1, 0.3],
+        "difference": {"high": 0.4},
+        "accuracies": [0.8, 0.6],
+        "guessing": 0.15,
+    }
+    assert verdict(comparison | changes) == said
