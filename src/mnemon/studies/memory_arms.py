@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mnemon.ops import get_rule
 from mnemon.studies.study import Variant
@@ -18,6 +20,30 @@ _LARGEST = 64
 def attention() -> Variant:
     """Return the base decoder with its softmax attention."""
     return Variant(ATTENTION, ATTENTION, ATTENTION, ("model.kind=plain", "model.mom=null"))
+
+
+def attention_after_convolution(base: Mapping[str, Any]) -> Variant:
+    """Return a block with a short convolution and one with attention, of the base decoder's width.
+
+    Memories have a short convolution of their own, so that a token knows the one before it. Two blocks of attention
+    have to learn that first, and learn no recall within the tokens of the study.
+
+    Args:
+        base: the decoder's section of the recipe.
+    """
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+    decoder = {
+        "model_type": "lfm2",
+        **{name: base[name] for name in sizes},
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "initializer_range": 0.02,
+    }
+    changes = ("model.kind=plain", "model.mom=null", f"model.base={json.dumps(decoder)}")
+    return Variant(ATTENTION, ATTENTION, ATTENTION, changes)
 
 
 def single(rule: str) -> Variant:
