@@ -22,9 +22,8 @@ from mnemon.evaluation.tables import Grid, p_text
 from mnemon.metrics.perplexity import token_losses
 from mnemon.studies.babilong_tables import paired
 from mnemon.studies.equal_size import as_large_as
-from mnemon.studies.published import published
 from mnemon.studies.study import Json, PlannedRun, Scale, Variant
-from mnemon.studies.text_study import TextStudy, add_text_rows, perplexity_grid
+from mnemon.studies.text_study import TextStudy, add_text_rows, perplexity_grid, published_lines
 from mnemon.training.data_sections import TextData
 from mnemon.training.recipe import Recipe
 from mnemon.training.trainer import wants_cuda
@@ -98,9 +97,7 @@ class Lm2Mmlu(TextStudy):
         ]
         if results["comparisons"]:
             lines += [*_sentence(results["comparisons"][0]), ""]
-        table = published()["mmlu"]
-        note = f"MMLU as published, accuracy in percent; {table['source']}. Models, training and questions are others."
-        lines += ["## Published", "", note, "", _published_grid(table["groups"]).markdown()]
+        lines += published_lines("mmlu", "MMLU", "Accuracy in percent; models, training and questions are others.")
         grid = perplexity_grid(results["variants"], ("model", "text"), lambda v: (v["arm"], "held out"))
         return [*lines, "## Perplexity", "", grid.markdown()]
 
@@ -153,9 +150,3 @@ def _accuracy_grid(variants: Sequence[Json]) -> Grid:
         facts = (f"{variant['parameters']['total']:,}", f"{variant['tokens'][0]:,}", f"{len(variant['tokens'])}")
         lines.append((variant["arm"], f"{variant['questions']}", *facts, f"{mean} [{low}–{high}]"))
     return Grid(("model", "questions", "parameters", "tokens", "seeds", "answered rightly, %"), tuple(lines))
-
-
-def _published_grid(groups: Mapping[str, Mapping[str, float]]) -> Grid:
-    models = list(next(iter(groups.values())))
-    lines = [(name, "published", *(f"{values[model]:.1f}" for model in models)) for name, values in groups.items()]
-    return Grid(("group", "", *models), tuple(lines))

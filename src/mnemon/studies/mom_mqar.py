@@ -69,7 +69,8 @@ class MomMqar(Study):
     def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
         """Return attention, three arms per rule, and the ablations."""
         options, rules = base.model.mom or MoMOptions(), scale.rules or list_rules()
-        found = [memory_arms.attention_after_convolution(base.model.base)]
+        decoder = base.model.base
+        found = [memory_arms.attention() if decoder is None else memory_arms.attention_after_convolution(decoder)]
         for rule in rules:
             found += [memory_arms.single(rule), memory_arms.mixture(rule), memory_arms.enlarged(rule, options)]
         for rule in _ABLATED:
@@ -138,8 +139,9 @@ class MomMqar(Study):
         shared = " and a shared one" if mom["shared_memory"] else ""
         trained = ", ".join(f"{part['num_pairs']} in {part['length']}" for part in results["recipe"]["data"]["slices"])
         lines = [
-            f"A decoder of {base['num_hidden_layers']} blocks of width {base['hidden_size']} with memories in the place "
-            f"of attention ({mom['num_heads']} heads of {mom['head_dim']}) learns associative recall (MQAR, arXiv:2312.04927); trained on pairs in "
+            f"A decoder of {base['num_hidden_layers']} blocks of width {base['hidden_size']} with memories in the "
+            f"place of attention ({mom['num_heads']} heads of {mom['head_dim']}) learns associative recall (MQAR, "
+            "arXiv:2312.04927); trained on pairs in "
             f"tokens: {trained}. *Single* is one memory, *mom* a mixture of {mom['num_memories']} memories of which a "
             f"token goes to {mom['top_k']}{shared}, *enlarged* one memory whose state has as many bytes as the "
             "mixture's, *attention* a block with a short convolution before one with softmax attention.",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from mnemon.evaluation.tables import Grid
 from mnemon.ops import list_rules
 from mnemon.studies import memory_arms
-from mnemon.studies.published import published
 from mnemon.studies.study import Json, Scale, Variant
-from mnemon.studies.text_study import TextStudy, add_text_rows, differences, perplexity_grid
+from mnemon.studies.text_study import TextStudy, add_text_rows, differences, perplexity_grid, published_lines
 from mnemon.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mnemon.evaluation.plots import Plot
+
+_PUBLISHED_NOTE = (
+    "Wikitext and the first Lambada column are perplexities, the rest accuracy in percent; other text and models."
+)
 
 _TINY = (
     "model.base.hidden_size=16",
@@ -97,7 +100,8 @@ class MomText(TextStudy):
             note = "Bits per byte of the mixture minus the single memory, seed by seed; below 0 the mixture is better."
             lines += ["## Mixture against single memory", "", note, "", _comparison_grid(results).markdown()]
         if results["scale"].startswith("paper"):
-            lines += list(_published_lines())
+            lines += published_lines("commonsense", "Language modelling and commonsense", _PUBLISHED_NOTE)
+            lines += published_lines("recall", "Recall", "Input cut to 2K tokens; accuracy in percent.")
         return lines
 
     def figures(self, results: Json) -> list[Plot]:
@@ -105,19 +109,6 @@ class MomText(TextStudy):
         from mnemon.studies.figures import loss_curves
 
         return [loss_curves(results["variants"])]
-
-
-def _published_lines() -> Iterator[str]:
-    """Go through the published tables of models of this size, which were measured on other text."""
-    for name, what in (("commonsense", "Language modelling and commonsense"), ("recall", "Recall")):
-        table = published()[name]
-        yield from (f"## {what}, published", "", f"{table['source']}.", "")
-        lines = [
-            (model, size, *(f"{value:.2f}" for value in values))
-            for size, models in table["sizes"].items()
-            for model, values in models.items()
-        ]
-        yield Grid(("model", "size", *table["columns"]), tuple(lines)).markdown()
 
 
 def _comparison_grid(results: Json) -> Grid:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnemon.evaluation.harness.published import PUBLISHED
 from mnemon.evaluation.tables import Grid
 from mnemon.files import complete_folder, read_text
 from mnemon.metrics.perplexity import FACTORS
@@ -143,3 +144,19 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _log(folder: Path) -> list[Json]:
     return [json.loads(line) for line in read_text(folder / LOG_FILE).splitlines()]
+
+
+def published_lines(suite: str, what: str, note: str) -> list[str]:
+    """Return the lines of a page with the published numbers of a suite.
+
+    Args:
+        suite: a key of `mnemon.evaluation.harness.published.PUBLISHED`.
+        what: heading of the table.
+        note: how to read the numbers.
+    """
+    rows = PUBLISHED[suite]
+    columns = list(rows[0].values)
+    lines = [(row.model, row.size, *(f"{row.values[name]:g}" for name in columns)) for row in rows]
+    grid = Grid(("model", "size", *columns), tuple(lines))
+    sources = ", ".join(dict.fromkeys(row.source for row in rows))
+    return [f"## {what}, published", "", f"{sources}. {note}", "", grid.markdown()]
