@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnemon.evaluation.checkpoints import load_network_spec
+from mnemon.evaluation.paired import mean_interval
 from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid, p_text
 from mnemon.metrics.intervals import crossed_bootstrap
@@ -143,8 +144,8 @@ class MomMqar(Study):
             f"place of attention ({mom['num_heads']} heads of {mom['head_dim']}) learns associative recall (MQAR, "
             "arXiv:2312.04927); trained on pairs in "
             f"tokens: {trained}. *Single* is one memory, *mom* a mixture of {mom['num_memories']} memories of which a "
-            f"token goes to {mom['top_k']}{shared}, *enlarged* one memory whose state has as many bytes as the "
-            "mixture's, *attention* a block with a short convolution before one with softmax attention.",
+            f"token goes to {mom['top_k']}{shared}, *enlarged* one memory as large as all memories of the "
+            "mixture together, *attention* a block with a short convolution before one with softmax attention.",
             "",
         ]
         if results["comparisons"]:
@@ -154,8 +155,8 @@ class MomMqar(Study):
         others = [variant for variant in results["variants"] if variant["arm"] not in (*ARMS, ATTENTION)]
         note = (
             f"Queries answered rightly in percent, {results['samples']:,} samples per cell, the same for all variants; "
-            "in brackets 95 % intervals over seeds and samples (crossed bootstrap). State: bytes a sequence carries "
-            "from token to token at the longest length, the convolution's included."
+            "in brackets 95 % intervals over seeds and samples (crossed bootstrap; Wilson's where all are alike). "
+            "State: bytes a sequence carries from token to token at the longest length, the convolution's included."
         )
         if main:
             lines += ["## Accuracy", "", note, "", _accuracy_grid(main).markdown()]
@@ -222,8 +223,7 @@ def _shares(cells: Sequence[Json]) -> NDArray[np.float64]:
 
 
 def _accuracy(shares: NDArray[np.float64]) -> Json:
-    interval, _ = crossed_bootstrap(shares)
-    return {"accuracy": asdict(interval), "by_seed": shares.mean(axis=1).tolist()}
+    return {"accuracy": asdict(mean_interval(shares)), "by_seed": shares.mean(axis=1).tolist()}
 
 
 def _compare(rule: str, against: str, mixture: NDArray[Any], other: NDArray[Any], guessing: float) -> Json:
