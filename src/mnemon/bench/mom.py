@@ -250,6 +250,10 @@ def markdown(run: MoMRun, figure: str | None) -> str:
     settings = run.settings
     shared = " and a shared one" if settings.shared_memory else ""
     lines = [
+        "# Cost of a mixture of memories",
+        "",
+        "Written by `mnemon bench mom`; do not edit.",
+        "",
         f"A mixture of {settings.num_memories} memories of which a token goes to {settings.top_k}{shared}, against "
         f"single memories: width {settings.hidden_size}, {settings.num_heads} heads of {settings.head_dim}, "
         f"{settings.dtype}, {settings.device}, {settings.threads} thread(s). Medians of {settings.repeats} rounds in "
