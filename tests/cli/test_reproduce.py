@@ -15,13 +15,13 @@ def test_a_dry_run_prints_every_run_and_the_sums_and_writes_nothing(
     words = ["reproduce", "mom-mqar", "--scale", "tiny", "--only", "gla.single", "--only", "gla.mom", "--seeds", "2"]
     assert main([*words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("gla.single/lr-0.003/seed-0: 5,288 parameters, 2,048 tokens")
+    assert lines[0].startswith("gla.single/lr-0.003/seed-0: 6,176 parameters, 2,048 tokens")
     assert "minutes (measured)" in lines[0]
     assert lines[4] == "4 runs, 8,192 tokens of training in all"
     assert lines[5].startswith("4 of them left")
     assert main([*words, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert [row["parameters"]["active"] for row in plan["runs"]] == [5288, 7416, 5288, 7416]
+    assert [row["parameters"]["active"] for row in plan["runs"]] == [6176, 10432, 6176, 10432]
     assert not list(tmp_path.iterdir())
 
 
