@@ -18,9 +18,9 @@ from mnemon.ops.state import empty_matrix
 
 def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, *, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """Decay the rows of the memory S [B, H, K, V] by exp(g) [B, H, K], correct it by the share beta [B, H]; read."""
-    decayed = state * g.exp()[..., None]
-    error = beta[..., None] * (v - torch.einsum("bhk,bhkv->bhv", k, decayed))
-    state = torch.addcmul(decayed, k[..., :, None], error[..., None, :])
+    kept = g.exp()
+    error = beta[..., None] * (v - torch.einsum("bhk,bhkv->bhv", k * kept, state))
+    state = (state * kept[..., None]).addcmul_(k[..., :, None], error[..., None, :])  # one new tensor, not two
     return torch.einsum("bhk,bhkv->bhv", q, state), state
 
 
