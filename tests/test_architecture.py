@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "mnemon"
 HEAVY = {"torch", "transformers", "tensorflow", "datasets", "matplotlib", "scipy", "lm_eval"}
 
 # Part -> parts it may import. Whatever is not listed here may not be imported by it.
-FOUNDATION = {"errors", "files", ""}
+FOUNDATION = {"errors", "files", "typed_files", ""}
 ALLOWED = {
     "": {"data", "evaluation", "models", "ops", "training"},  # the package itself: names resolved on first use
     "errors": set(),
     "files": {"errors"},
+    "typed_files": {"errors", "files", ""},
     "ops": FOUNDATION,
     "layers": FOUNDATION | {"ops"},
     "data": FOUNDATION,
@@ -25,10 +26,23 @@ ALLOWED = {
     "training": FOUNDATION | {"data", "layers", "metrics", "models", "ops"},
     "evaluation": FOUNDATION | {"data", "layers", "metrics", "models", "ops"},
     "studies": FOUNDATION | {"data", "layers", "metrics", "models", "ops", "training", "evaluation"},
+    "inspection": FOUNDATION | {"data", "layers", "models", "ops", "evaluation"},
     "bench": FOUNDATION | {"data", "layers", "models", "ops", "evaluation"},
     "demo": FOUNDATION | {"data", "layers", "metrics", "models", "ops", "training", "evaluation"},
     "cli": FOUNDATION
-    | {"data", "layers", "metrics", "models", "ops", "training", "evaluation", "demo", "bench", "studies"},
+    | {
+        "data",
+        "layers",
+        "metrics",
+        "models",
+        "ops",
+        "training",
+        "evaluation",
+        "demo",
+        "bench",
+        "studies",
+        "inspection",
+    },
     "__main__": {"cli"},
 }
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import gzip
 import json
+import math
 import os
 import secrets
 import shutil
@@ -47,6 +48,37 @@ def explain_disk_errors(path: str | Path) -> Iterator[None]:
         raise RunError(f"{path}: cannot be written ({reason}); choose another place") from error
 
 
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Write a file in a `with` block; it appears complete when the block ends without an error, or not at all.
+
+    Args:
+        path: file to write; an existing one is replaced. A link is followed, not replaced. Missing parent folders are
+            made.
+
+    Yields:
+        An empty file to write into.
+
+    Raises:
+        RunError: if the disk is full or the place is not writable. What stood there before is kept.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    with explain_disk_errors(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # some libraries leave their files to their owner alone
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
 def atomic_write_bytes(path: str | Path, data: bytes) -> Path:
     """Write a file so that it appears complete or not at all; missing parent folders are made.
 
@@ -60,19 +92,8 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> Path:
     Raises:
         RunError: if the disk is full or the place is not writable. What stood there before is kept.
     """
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    with explain_disk_errors(path):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
     return Path(path)
 
 
@@ -158,6 +179,33 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> str:
             "its encoding"
         ) from error
     return text.replace("\r\n", "\n")
+
+
+def parse_object(text: str, where: str, advice: str = "") -> dict[str, Any]:
+    """Parse a JSON object whose numbers are all finite.
+
+    Args:
+        text: a line or a whole file.
+        where: names the place in messages.
+        advice: what to do about a damaged one, with its separator, such as "; evaluate again".
+
+    Raises:
+        DataError: it is not valid JSON, no object, or holds NaN or an infinity.
+    """
+
+    def finite(word: str) -> float:
+        number = float(word)
+        if not math.isfinite(number):
+            raise DataError(f"{where}: expected finite numbers, got {word}{advice}")
+        return number
+
+    try:
+        value = json.loads(text, parse_float=finite, parse_constant=finite)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error.msg}){advice}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}{advice}")
+    return value
 
 
 def prepare_output_folder(
