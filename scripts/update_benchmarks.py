@@ -1,7 +1,7 @@
 """Write the pages of finished benchmarks, docs/results/bench-*.md, and their figures. No number is typed by hand.
 
 python scripts/update_benchmarks.py benchmarks/lm2-cpu --stream benchmarks/stream-cpu --ops benchmarks/ops-cpu \
-    --mom benchmarks/mom-cpu
+    --mom benchmarks/mom-cpu --generation benchmarks/generation-cpu
 """
 
 import argparse
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnemon.bench import mom, stream
+from mnemon.bench.generation.measure import read_results as read_generation_results
+from mnemon.bench.generation.report import write_page as write_generation_page
 from mnemon.bench.ops.files import write_page
 from mnemon.bench.ops.results import read_results as read_ops_results
 from mnemon.bench.plots import all_charts
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stream", type=Path, help="folder with the results.json of `mnemon bench stream`")
     parser.add_argument("--ops", type=Path, help="folder with the results.json of `mnemon bench ops`")
     parser.add_argument("--mom", type=Path, help="folder with the results.json of `mnemon bench mom`")
+    parser.add_argument("--generation", type=Path, help="folder with the results.json of `mnemon bench generation`")
     parser.add_argument("--root", type=Path, default=ROOT, help="root of the repository (default: this one)")
     options = parser.parse_args(arguments)
     try:
@@ -47,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(write_page(results / "bench-ops.md", read_ops_results(options.ops), "bench-ops-"))
         if options.mom is not None:
             print(mom.write_page(results / "bench-mom.md", mom.read_results(options.mom), "bench-mom-decode.png"))
+        if options.generation is not None:
+            generated = read_generation_results(options.generation)
+            print(write_generation_page(results / "bench-generation.md", generated, "bench-generation.png"))
     except MnemonError as error:
         print(f"update_benchmarks: error: {error}", file=sys.stderr)
         return 2

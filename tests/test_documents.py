@@ -1,7 +1,12 @@
-"""What the documents show is executed: every Python block of README and docs, and every example script."""
+"""What the documents show is executed: every Python block of README and docs, and every example script.
+
+A tutorial walks through an example: its Python blocks are parts of the script, and its one text block is what the
+script prints, up to numbers.
+"""
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +16,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+TUTORIALS = sorted((REPOSITORY / "docs" / "tutorials").glob("*.md"))
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+PRINTED = re.compile(r"^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -36,7 +44,7 @@ def run_script(script: Path, folder: Path) -> str:
     return done.stdout
 
 
-WITH_BLOCKS = [path for path in DOCUMENTS if BLOCK.search(path.read_text(encoding="utf-8"))]
+WITH_BLOCKS = [path for path in DOCUMENTS if path not in TUTORIALS and BLOCK.search(path.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("document", WITH_BLOCKS, ids=relative)
@@ -59,8 +67,34 @@ PROMISES = {
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=relative)
 def test_an_example_runs_and_shows_what_it_promises(example: Path, tmp_path: Path) -> None:
+    before = processor_seconds()
     output = run_script(example, tmp_path)
+    assert processor_seconds() - before < 60, "an example has a minute"
     assert all(promise in output for promise in PROMISES[example.name]), output
+    tutorial = REPOSITORY / "docs" / "tutorials" / f"{example.stem.replace('_', '-')}.md"
+    if tutorial in TUTORIALS:
+        (shown,) = PRINTED.findall(tutorial.read_text(encoding="utf-8"))
+        assert without_numbers(shown) == without_numbers(output), f"run scripts/update_tutorials.py {example.stem}"
+
+
+def processor_seconds() -> float:
+    """Return the time that finished child processes have computed; a busy machine does not lengthen it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def without_numbers(text: str) -> list[str]:
+    """Return the lines of a text with every number as #, and one blank between words."""
+    return [" ".join(re.sub(NUMBER, "#", line).split()) for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=relative)
+def test_the_python_of_a_tutorial_is_that_of_its_example(tutorial: Path) -> None:
+    script = (REPOSITORY / "examples" / f"{tutorial.stem.replace('-', '_')}.py").read_text(encoding="utf-8")
+    blocks = BLOCK.findall(tutorial.read_text(encoding="utf-8"))
+    assert blocks
+    for block in blocks:
+        assert block in script, f"{relative(tutorial)} shows what its script does not have:\n{block}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
@@ -107,6 +141,7 @@ COMMANDS = [
     "data mqar",
     "bench lm2",
     "bench ops",
+    "bench generation",
     "bench rmt",
     "bench stream",
 ]

@@ -1,17 +1,19 @@
 """Finding rules by name, in this package and in others."""
 
+import importlib
 import importlib.metadata
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mnemon.errors import ConfigError
-from mnemon.ops import get_rule, list_rules, registry, rules
+from mnemon.ops import get_rule, list_rules, register_rule, registry, rules
 
 
 @pytest.fixture
@@ -34,10 +36,10 @@ def other_package(tmp_path: Path, repository: Path) -> Path:
 @pytest.fixture
 def fresh_registry() -> Iterator[None]:
     registry._loaders.cache_clear()
-    get_rule.cache_clear()
+    registry._installed_rule.cache_clear()
     yield
     registry._loaders.cache_clear()
-    get_rule.cache_clear()
+    registry._installed_rule.cache_clear()
 
 
 def test_every_file_is_a_rule_of_its_name() -> None:
@@ -104,3 +106,21 @@ def test_a_broken_package_leaves_the_other_rules_alone(monkeypatch: pytest.Monke
 def test_a_rule_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         get_rule("gla").name = "other"  # type: ignore[misc]
+
+
+def test_a_rule_of_this_process_is_known_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    own = register_rule(replace(get_rule("gla"), name="my_rule"))
+    assert get_rule("my_rule") is own
+    assert set(list_rules()) - {"my_rule"} == {path.stem for path in Path(rules.__path__[0]).glob("[a-z]*.py")}
+    assert list(list_rules()) == sorted(list_rules())
+    with pytest.raises(ConfigError, match="did you mean 'my_rule'"):
+        get_rule("my_rulee")
+    again = register_rule(replace(own, chunk_size=16))
+    assert get_rule("my_rule") is again
+
+
+def test_a_rule_of_this_process_never_hides_an_installed_one() -> None:
+    with pytest.raises(ConfigError, match="an installed update rule is called 'gla' already"):
+        register_rule(replace(get_rule("gla"), chunk_size=16))
+    assert get_rule("gla").chunk_size == importlib.import_module("mnemon.ops.rules.gla").RULE.chunk_size

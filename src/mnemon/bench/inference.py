@@ -15,11 +15,11 @@ from mnemon.bench.models import build_model, random_tokens
 from mnemon.bench.peak import Probe, measure_peak
 from mnemon.bench.settings import Settings
 from mnemon.bench.timing import interleave
-from mnemon.models.modeling_lm2 import LM2ForCausalLM
+from mnemon.models.memory_model import MemoryModel
 from mnemon.models.state import MemoryCache, MemoryState
 
 PIECE = 4096
-"""Tokens that LM2 is given per call while it reads; the plain model is given the whole context at once."""
+"""Tokens that a model with a memory is given per call while it reads; a plain one gets the whole context at once."""
 _SLOW_SECONDS = 10.0
 _PLAIN = "plain"
 
@@ -66,22 +66,23 @@ class Place:
 
 
 class Reader:
-    """Read and continue text with either model.
+    """Read and continue text with any model.
 
     Args:
-        model: a plain Llama or an LM2 in evaluation mode.
+        model: a plain Llama or a model with a memory, in evaluation mode.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
     @torch.inference_mode()
-    def prefill(self, ids: Tensor) -> Place:
-        """Read a context [1, T]."""
-        if not isinstance(self.model, LM2ForCausalLM):
+    def prefill(self, ids: Tensor, start: Place | None = None) -> Place:
+        """Read a context [1, T], with a memory also from where an earlier reading ended."""
+        if not isinstance(self.model, MemoryModel):
+            assert start is None, "a plain model reads a context as a whole"
             output = self.model(ids, use_cache=True, logits_to_keep=1)
             return Place(ids, output.logits[:, -1:].argmax(-1), output.past_key_values)
-        cache = MemoryCache()
+        cache = MemoryCache() if start is None else fresh_cache(start)
         for piece in ids.split(PIECE, dim=1):
             output = self.model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
         assert cache.state is not None
@@ -90,7 +91,12 @@ class Reader:
     @torch.inference_mode()
     def decode(self, place: Place, tokens: int) -> Tensor:
         """Continue greedily by one forward call per token; returns the new tokens, [1, tokens]."""
-        cache, token, found = _fresh_cache(place), place.next_token, []
+        return self.advance(fresh_cache(place), place.next_token, tokens)
+
+    @torch.inference_mode()
+    def advance(self, cache: Any, token: Tensor, tokens: int) -> Tensor:
+        """Do the same from a cache and a token after it; the cache goes along, what it held before is let go."""
+        found = []
         for _ in range(tokens):
             found.append(token)
             output = self.model(token, past_key_values=cache, use_cache=True)
@@ -106,7 +112,7 @@ class Reader:
             continued = model.generate(place.next_token, memory=place.carried, **options)
         else:
             prompt = torch.cat([place.ids, place.next_token], dim=1)
-            continued = model.generate(prompt, past_key_values=_fresh_cache(place), **options)
+            continued = model.generate(prompt, past_key_values=fresh_cache(place), **options)
         return cast(Tensor, continued)[:, -tokens:]
 
 
@@ -186,7 +192,7 @@ def _per_token(seconds: dict[str, list[float]], tokens: int) -> dict[str, list[f
     return {name: [value / tokens for value in values] for name, values in seconds.items()}
 
 
-def _fresh_cache(place: Place) -> Any:
+def fresh_cache(place: Place) -> Any:
     """Make a cache that continues from a place and leaves it as it is (both kinds grow by making new tensors)."""
     if isinstance(place.carried, MemoryState):
         return MemoryCache(place.carried)

@@ -55,12 +55,9 @@ def measure_peak(probe: Probe) -> Peak:
     Raises:
         RunError: if that process fails; the last line of its error is quoted.
     """
-    environment = {**os.environ, **_ALLOCATOR, "OMP_NUM_THREADS": str(probe.threads), "TOKENIZERS_PARALLELISM": "false"}
-    search = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [search, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "mnemon.bench.peak", json.dumps(asdict(probe))],
-        env=environment,
+        env=process_environment(probe.threads),
         capture_output=True,
         text=True,
         check=False,
@@ -69,6 +66,14 @@ def measure_peak(probe: Probe) -> Peak:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RunError(f"the memory probe failed ({reason}); use smaller sizes or a machine with more memory")
     return Peak(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def process_environment(threads: int) -> dict[str, str]:
+    """Return the environment of a fresh process that measures: this package, its threads, a thrifty allocator."""
+    environment = {**os.environ, **_ALLOCATOR, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    search = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [search, os.environ.get("PYTHONPATH")]))
+    return environment
 
 
 def run_probe(probe: Probe) -> Peak:
@@ -93,38 +98,56 @@ def run_probe(probe: Probe) -> Peak:
 
         work = TrainStep(model, ids, probe.what == "train+adamw")
     gc.collect()
-    peak = _cuda_peak(work, probe.device) if probe.device.startswith("cuda") else _resident_peak(work)
+    peak = PeakMeter(probe.device).peak_of(work)
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return Peak(peak, parameters)
 
 
-def _cuda_peak(work: Callable[[], object], device: str) -> int:
-    import torch
+class PeakMeter:
+    """Measures peak memory against what this process held when the meter was made.
 
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    work()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    Args:
+        device: on CUDA the allocator's numbers count, otherwise the resident set.
+    """
 
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._before = self._held()
 
-def _resident_peak(work: Callable[[], object]) -> int:
-    before = _status("VmRSS")
-    if before is not None:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the recorded peak starts again from here
+    def peak_of(self, work: Callable[[], object]) -> int:
+        """Do the work and return the highest memory during it, in bytes over the meter's start."""
+        if self._on_cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+            work()
+            torch.cuda.synchronize(self._device)
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        if _status("VmRSS") is not None:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the recorded peak starts again from here
         work()
-        return (_status("VmHWM") or before) - before
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before) * unit
+        peak = _status("VmHWM")
+        return (_peak_ever() if peak is None else peak) - self._before
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self._device.startswith("cuda")
+
+    def _held(self) -> int:
+        if self._on_cuda:
+            import torch
+
+            return torch.cuda.memory_allocated(self._device)
+        return resident_bytes()
 
 
 def resident_bytes() -> int:
     """Return the resident set of this process; on systems that do not tell, its peak."""
     now = _status("VmRSS")
-    if now is not None:
-        return now
+    return _peak_ever() if now is None else now
+
+
+def _peak_ever() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

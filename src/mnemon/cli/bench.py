@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mnemon.cli.bench_generation import generation
 from mnemon.cli.bench_mom import mom
 from mnemon.cli.bench_ops import ops
 from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, words
@@ -24,6 +25,7 @@ bench_app = typer.Typer(help="Measure speed and memory against what one would ot
 bench_app.command("ops")(ops)
 bench_app.command("mom")(mom)
 bench_app.command("rmt")(rmt)
+bench_app.command("generation")(generation)
 
 _PARTS = ("train", "prefill", "decode")
 

@@ -7,7 +7,7 @@
 """
 
 from mnemon.ops.forms import FormChoice, choose_form
-from mnemon.ops.registry import get_rule, list_rules
+from mnemon.ops.registry import get_rule, list_rules, register_rule
 from mnemon.ops.rule import UpdateRule
 
-__all__ = ["FormChoice", "UpdateRule", "choose_form", "get_rule", "list_rules"]
+__all__ = ["FormChoice", "UpdateRule", "choose_form", "get_rule", "list_rules", "register_rule"]

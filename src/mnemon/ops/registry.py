@@ -1,4 +1,4 @@
-"""Find update rules by name: the files of `mnemon/ops/rules/`, and entry points of other packages.
+"""Find update rules by name: the files of `mnemon/ops/rules/`, entry points of other packages, rules of this process.
 
 A built-in rule is a file `ops/rules/NAME.py` with a constant `RULE`. Another package offers a rule through an entry
 point of the group `mnemon.rules` whose name is the rule's and whose value names its `RULE`:
@@ -6,7 +6,8 @@ point of the group `mnemon.rules` whose name is the rule's and whose value names
     [project.entry-points."mnemon.rules"]
     my_rule = "my_package.my_rule:RULE"
 
-Names are known without importing anything; a rule is imported when it is asked for.
+Names are known without importing anything; a rule is imported when it is asked for. A script or notebook needs no
+package: `register_rule(RULE)` makes its rule known while the process runs.
 """
 
 import difflib
@@ -30,10 +31,30 @@ def list_rules() -> tuple[str, ...]:
     Raises:
         ConfigError: if two rules share a name.
     """
-    return tuple(_loaders())
+    return tuple(sorted({*_loaders(), *_registered}))
 
 
-@functools.cache
+def register_rule(rule: UpdateRule) -> UpdateRule:
+    """Make a rule known under its name in this process: in layers, models, checks and benchmarks.
+
+    A rule of that name registered before is replaced, so that a notebook's cell can run again; layers that exist keep
+    the rule they were built with. A model that is saved needs the rule registered before it can be loaded.
+
+    Args:
+        rule: the declaration.
+
+    Returns:
+        The same rule.
+
+    Raises:
+        ConfigError: if an installed rule has that name.
+    """
+    if rule.name in _loaders():
+        raise ConfigError(f"an installed update rule is called {rule.name!r} already; give yours another name")
+    _registered[rule.name] = rule
+    return rule
+
+
 def get_rule(name: str) -> UpdateRule:
     """Return the rule of a name.
 
@@ -47,11 +68,20 @@ def get_rule(name: str) -> UpdateRule:
         ConfigError: if there is no such rule (the message has the nearest name and all names), or if what stands under
             the name is not a rule of that name.
     """
+    return _registered[name] if name in _registered else _installed_rule(name)
+
+
+_registered: dict[str, UpdateRule] = {}
+
+
+@functools.cache
+def _installed_rule(name: str) -> UpdateRule:
     loaders = _loaders()
     if name not in loaders:
-        near = difflib.get_close_matches(name, loaders, n=1)
+        known = list_rules()
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no update rule is called {name!r}{hint} (known: {', '.join(loaders)})")
+        raise ConfigError(f"no update rule is called {name!r}{hint} (known: {', '.join(known)})")
     rule = loaders[name]()
     if not isinstance(rule, UpdateRule):
         raise ConfigError(
