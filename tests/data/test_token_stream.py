@@ -182,14 +182,14 @@ def test_only_a_window_of_a_long_text_is_held():
 
     def pieces() -> Iterator[str]:
         nonlocal given_out
-        for number in range(200):
+        for number in range(60):
             piece = words(number, 5000)
             given_out += len(piece)
             yield piece
 
     passed_on = 0
     for ids in stream.tokens(pieces()):
-        passed_on += sum(len(made(byte_level).decode([number])) for number in ids)
+        passed_on += len(made(byte_level).decode(ids))
         ahead.append(given_out - passed_on)
     assert max(ahead) < 50_000
 
@@ -223,6 +223,6 @@ def test_a_tokenizer_that_is_not_fast_is_refused():
 @pytest.mark.parametrize("kind", [byte_level, llama2_like, word_piece], ids=lambda kind: kind.__name__)
 def test_a_book_is_cut_as_a_whole(kind, real_data: Path):
     book = next(iter(sorted((real_data / "background").rglob("*.txt"))))
-    text = book.read_text(encoding="utf-8", errors="replace")[:400_000]
+    text = book.read_text(encoding="utf-8", errors="replace")[:120_000]
     stream = TokenStream(made(kind))
     assert streamed(stream, text) == whole(made(kind), text)

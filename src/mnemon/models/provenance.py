@@ -156,6 +156,7 @@ def check_origin(origin: Origin | None, model: Any, weights: bool) -> Origin:
     )
 
 
+@torch.no_grad()
 def stamp_of(model: nn.Module) -> Stamp:
     """Return the stamp of a model's weights as they are now; nothing waits for a device."""
     tensors, samples = [], []
@@ -163,9 +164,10 @@ def stamp_of(model: nn.Module) -> Stamp:
         version = 0 if parameter.is_inference() else parameter._version
         tensors.append((tuple(parameter.shape), parameter.dtype, version))
         if parameter.numel() and not parameter.is_meta:
-            samples.append(_sample(parameter.detach()))
-    joined = torch.cat([sample.to(samples[0].device, non_blocking=True) for sample in samples]) if samples else None
-    return Stamp(tuple(tensors), _switches(model), joined)
+            samples.append(_sample(parameter))
+    first = samples[0].device if samples else None
+    near = [sample if sample.device == first else sample.to(first, non_blocking=True) for sample in samples]
+    return Stamp(tuple(tensors), _switches(model), torch.cat(near) if near else None)
 
 
 @torch.no_grad()
@@ -189,8 +191,12 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    flat = tensor.reshape(-1)
-    values = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED]
+    count = min(_SAMPLED, tensor.numel())
+    step = tensor.numel() // count
+    if tensor.is_contiguous():
+        values = tensor.as_strided((count,), (step,))
+    else:
+        values = tensor.reshape(-1)[: count * step : step]
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
