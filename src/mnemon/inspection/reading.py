@@ -86,7 +86,9 @@ class Segment(NamedTuple):
 
 
 class Recorder(Protocol):
-    """Watches a model from outside. For every segment, in order, a reading does
+    """Watches a model from outside.
+
+    For every segment, in order, a reading does
 
         with recorder.watch(segment):
             one call of the model, with one row, on exactly the tokens of the segment
