@@ -6,28 +6,26 @@ it stretch by stretch again from states that were kept along the way.
 """
 
 import contextlib
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mnemon.inspection.contributions import LayerCall, LayerContributions, joined, taken_by
 from mnemon.inspection.emptied import emptied, memory_mixers, num_memories
 from mnemon.inspection.knock_out import Part
-from mnemon.inspection.reading import Reading, Segment, read_segments
+from mnemon.inspection.reading import Reading, Segment
 from mnemon.inspection.trace import Contribution, Floats, MixtureLayer, SpecialWord, column_means
 from mnemon.inspection.words import Words, find_words
 from mnemon.layers.memory_layer import MemoryLayer
 from mnemon.layers.mixture_of_memories import MixtureOfMemories
+from mnemon.layers.routing import Routing
 from mnemon.models.memory_mixer import MemoryMixer
 from mnemon.models.memory_model import MemoryModel
-from mnemon.models.state import MemoryState
+from mnemon.models.state import MemoryCache, MemoryState
 from mnemon.ops.state import leaves
 
 _MOST_WORDS = 12
@@ -147,9 +145,11 @@ class MixtureRecorder:
 
     def _read(self, segments: range, state: MemoryState | None) -> MemoryState | None:
         """Read segments again, cut as before; return the state after them."""
-        for _, _, state in read_segments(self._model, self._reading, (), state, 1, segments):  # noqa: B020
-            pass
-        return state
+        cache = MemoryCache(state)
+        for tokens in (self._reading.segment(number).tokens for number in segments):
+            ids = torch.from_numpy(self._reading.ids[tokens.start : tokens.stop])[None]
+            self._model(input_ids=ids.to(self._model.device), past_key_values=cache, logits_to_keep=1)
+        return cache.state
 
 
 class _Layer:
@@ -209,6 +209,50 @@ class _Layer:
             special_words=special_words(self.words, self.times) if len(self.times) > 1 else ((),),
             contributions=contributions,
         )
+
+
+def _stretches(reading: Reading) -> list[range]:
+    """Return neighbouring segments that are gone through at once on the way back."""
+    stretches = [range(0, 1)]
+    for number in range(1, reading.num_segments):
+        first = reading.segment(stretches[-1].start).tokens.start
+        if reading.segment(number).tokens.stop - first <= _STRETCH:
+            stretches[-1] = range(stretches[-1].start, number + 1)
+        else:
+            stretches.append(range(number, number + 1))
+    return stretches
+
+
+@contextlib.contextmanager
+def _calls(layers: Sequence["_Layer"]) -> Iterator[dict["_Layer", list[LayerCall]]]:
+    """Note the calls of layers within the context."""
+    found: dict[_Layer, list[LayerCall]] = {layer: [] for layer in layers}
+
+    def note(layer: "_Layer", module: MemoryLayer, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        found[layer].append(LayerCall.of(module, args, output))
+
+    handles = [layer.mixer.layer.register_forward_hook(partial(note, layer)) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _routed(routing: Routing) -> tuple[Floats, Floats, np.ndarray]:
+    """Return the weights [T, E], entropies [T] and choices [T, E] of the router for one row."""
+    probabilities, memories = routing.probabilities[0], routing.memories[0]
+    weights = torch.zeros_like(probabilities).scatter(1, memories, routing.weights[0])
+    entropy = torch.special.entr(probabilities).sum(dim=-1)
+    chosen = torch.zeros_like(probabilities, dtype=torch.bool).scatter(1, memories, True)
+    return weights.cpu().numpy(), entropy.cpu().numpy(), chosen.cpu().numpy()
+
+
+def _norms(layer: MemoryLayer, state: Any) -> Floats:
+    """Return the norm of the state of every memory, [M]."""
+    memory = state.memories.memory if isinstance(layer, MixtureOfMemories) else state.memory
+    numbers = [leaf.reshape(num_memories(layer), -1) for leaf in leaves(memory) if leaf.is_floating_point()]
+    return np.asarray(torch.cat(numbers, dim=1).double().norm(dim=1).cpu().numpy())
 
 
 class _Expected:
