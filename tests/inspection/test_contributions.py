@@ -129,9 +129,7 @@ def test_the_shares_and_the_part_before_the_text_add_up_to_one(
 
 @every_kind
 @every_linear_rule
-def test_going_back_in_pieces_changes_nothing(
-    options: dict, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_going_back_in_pieces_changes_nothing(options: dict, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "float32", np.float64)
     layer = KINDS[kind](options)
     whole = split(layer, calls(layer, [T]))

@@ -7,12 +7,12 @@ it stretch by stretch again from states that were kept along the way.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from mnemon.inspection.contributions import LayerCall, LayerContributions, joined, taken_by
 from mnemon.inspection.emptied import emptied, memory_mixers, num_memories
@@ -31,7 +31,6 @@ from mnemon.ops.state import leaves
 _MOST_WORDS = 12
 _FEWEST_TIMES = 3
 _PRIOR = 2.0  # times that a word is taken to have gone as all words go, beside the times that were counted
-_MORE_READERS = 3
 _STATES_KEPT = 16
 _STRETCH = 2048  # tokens that are gone through at once on the way back
 
@@ -46,15 +45,16 @@ class MixtureRecorder:
     - `special_words`: words (`mnemon.inspection.words`) that a memory took at least three times and more often than
       words on average; a word goes where its last token goes. With c times there of n words, the memory having taken a
       share p of all words, `lift` is (c + 2) / (n p + 2): near 1 for rare words, whatever their luck.
-    - `contributions`: of the tokens `readers`; see `mnemon.inspection.contributions`.
+    - `contributions`: see `mnemon.inspection.contributions`.
 
     Args:
         model: who reads.
         tokenizer: for words; None = ids in their place.
         reading: what is read.
         state: what was read before; None = nothing.
-        readers: tokens whose answers are split; None = the last one, and a few after which a word came that is rare in
-            the text and was expected with confidence (largest logarithm of probability over share of the text).
+        readers: tokens whose answers are split; None = the last one.
+        more_readers: how many others: those after which a token came that is rare in the text and was expected with
+            confidence (largest logarithm of its probability over its share of the text), one of a segment at most.
     """
 
     def __init__(
@@ -64,67 +64,73 @@ class MixtureRecorder:
         reading: Reading,
         state: MemoryState | None = None,
         readers: Sequence[int] | None = None,
+        more_readers: int = 3,
     ) -> None:
         self.notes: list[str] = []
         self._model, self._reading = model, reading
         words = find_words(tokenizer, reading.ids.tolist())
         self._layers = [_Layer(mixer, reading, words) for mixer in memory_mixers(model)]
-        self._readers = readers
+        self._readers = [reading.num_tokens - 1] if readers is None else list(readers)
+        self._more_readers = more_readers
         self._expected = _Expected(reading)
         self._stretches = _stretches(reading)
         self._apart = -(-len(self._stretches) // _STATES_KEPT)  # stretches between two states that are kept
+        self._kept_before = {segments.start for segments in self._stretches[:: self._apart]}
         self._kept: dict[int, MemoryState | None] = {0: state}
 
-    def watch(self, segment: Segment) -> AbstractContextManager[Any]:
-        """Return a context in which the model is watched."""
-        stack = contextlib.ExitStack()
+    @contextlib.contextmanager
+    def watch(self, segment: Segment) -> Iterator[None]:
+        """Watch one call of the model on one segment."""
+        watched = [self._model, *(layer.mixer.layer for layer in self._layers)]
+        with _last_calls(watched) as calls:
+            yield
+        self._expected.take(segment, calls[self._model].output.logits[0])
         for layer in self._layers:
-            hook = layer.mixer.layer.register_forward_hook(partial(layer.note, segment))
-            stack.callback(hook.remove)
-        hook = self._model.register_forward_hook(partial(self._expected.note, segment))
-        stack.callback(hook.remove)
-        return stack
+            layer.take(segment, calls[layer.mixer.layer])
 
     def read(self, segment: Segment, state: MemoryState) -> None:
-        """Keep the state where a stretch begins that the way back will start from."""
-        starts = [stretch.start for stretch in self._stretches[:: self._apart]]
-        if segment.number + 1 in starts:
+        """Keep the state if a stretch begins here from which the way back will start again."""
+        if segment.number + 1 in self._kept_before:
             self._kept[segment.number + 1] = state
 
     def layers(self) -> tuple[MixtureLayer, ...]:
         """Return what was recorded of every block with linear memories."""
         contributions = self._contributions()
-        return tuple(layer.result(contributions.get(layer.mixer.index, ()), self.notes) for layer in self._layers)
+        if refused := sum(layer.refused.sum() for layer in self._layers):
+            share = refused / sum(layer.choices.sum() for layer in self._layers)
+            self.notes.append(f"{share:.1%} of the router's choices found no room in their memory")
+        return tuple(layer.result(contributions.get(layer.mixer.index, ())) for layer in self._layers)
 
     def _contributions(self) -> dict[int, tuple[Contribution, ...]]:
         """Split the readers' answers, by block; blocks whose rule is not linear in values are left out."""
-        last = self._reading.num_tokens - 1
-        readers = self._readers
-        if readers is None:
-            readers = sorted({last, *self._expected.best(_MORE_READERS)})
+        readers = sorted({*self._readers, *self._expected.best(self._more_readers)})
+        if not readers:
+            return {}
         splits = {}
         for layer in self._layers:
-            rule, settings = layer.mixer.layer.rule, layer.mixer.layer.settings
-            if rule.linear_in_values(**settings):
-                splits[layer] = LayerContributions(layer.mixer.layer, readers, self._reading.column_of)
-            else:
-                self.notes.append(
-                    f"block {layer.mixer.index}: what {rule.name} answers is not linear in the values, so it has no "
-                    "exact parts; no contributions"
-                )
-        if not splits or not readers:
+            module = layer.mixer.layer
+            if module.rule.linear_in_values(**module.settings):
+                splits[layer] = LayerContributions(module, readers, self._reading.column_of)
+        if len(splits) < len(self._layers):
+            name = self._layers[0].mixer.layer.rule.name
+            self.notes.append(f"what {name} answers is not linear in the values, so it has no exact parts to show")
+        if not splits:
             return {}
         with torch.inference_mode(False), torch.no_grad():
             for segments, state in self._stretches_backwards(max(readers)):
                 first = self._reading.segment(segments.start).tokens.start
-                with _calls(list(splits)) as calls:
-                    self._read(segments, state)
+                calls: dict[_Layer, list[LayerCall]] = {layer: [] for layer in splits}
+                for number in segments:
+                    with _last_calls([layer.mixer.layer for layer in splits]) as seen:
+                        state = self._read(range(number, number + 1), state)
+                    for layer, found in calls.items():
+                        found.append(LayerCall.of(layer.mixer.layer, *seen[layer.mixer.layer]))
                 for layer, split in splits.items():
                     split.go_back(joined(calls[layer]), first)
-        if self._readers is None and len(readers) > 1:
+        if self._more_readers:
             self.notes.append(
-                "contributions: for the last token, and for the tokens after which a word came that is rare in the "
-                "text and was expected with most confidence"
+                "contributions are shown for a few tokens: the last that was read, and those after which a token came "
+                "that is rare in the text and was expected with most confidence"
             )
         return {layer.mixer.index: tuple(split.results()) for layer, split in splits.items()}
 
@@ -152,6 +158,29 @@ class MixtureRecorder:
         return cache.state
 
 
+class _Call(NamedTuple):
+    """What a module was given, and what it returned."""
+
+    args: tuple[Any, ...]
+    output: Any
+
+
+@contextlib.contextmanager
+def _last_calls(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, _Call]]:
+    """Note the last call of every module within the context: before the first, a model may try itself out."""
+    found: dict[nn.Module, _Call] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found[module] = _Call(args, output)
+
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class _Layer:
     """What is recorded of one block.
 
@@ -173,8 +202,9 @@ class _Layer:
         self.norms = np.zeros((reading.num_segments, num_memories(mixer.layer)))
         self.times = np.zeros((routed, len(words.texts)), dtype=np.int64)
 
-    def note(self, segment: Segment, layer: MemoryLayer, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        """Take what the layer returned for a segment."""
+    def take(self, segment: Segment, call: _Call) -> None:
+        """Take the layer's call on a segment."""
+        layer, output = self.mixer.layer, call.output
         taken = taken_by(layer, output[2] if len(output) > 2 else None, len(segment.tokens)).numpy()
         taken = taken[:, : len(self.choices)]
         weights, entropy, chosen = np.ones((len(taken), 1)), np.zeros(len(taken)), taken
@@ -192,12 +222,9 @@ class _Layer:
         for memory, went in enumerate((taken & ends[:, None]).T):
             np.add.at(self.times[memory], numbers[went], 1)
 
-    def result(self, contributions: tuple[Contribution, ...], notes: list[str]) -> MixtureLayer:
-        """Return the record; say in `notes` what it does not show."""
+    def result(self, contributions: tuple[Contribution, ...]) -> MixtureLayer:
+        """Return the record."""
         layer = self.mixer.layer
-        if self.refused.any():
-            share = self.refused.sum() / self.choices.sum()
-            notes.append(f"block {self.mixer.index}: {share:.1%} of the choices found no room in their memory")
         return MixtureLayer(
             layer=self.mixer.index,
             rule=layer.rule.name,
@@ -221,22 +248,6 @@ def _stretches(reading: Reading) -> list[range]:
         else:
             stretches.append(range(number, number + 1))
     return stretches
-
-
-@contextlib.contextmanager
-def _calls(layers: Sequence["_Layer"]) -> Iterator[dict["_Layer", list[LayerCall]]]:
-    """Note the calls of layers within the context."""
-    found: dict[_Layer, list[LayerCall]] = {layer: [] for layer in layers}
-
-    def note(layer: "_Layer", module: MemoryLayer, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        found[layer].append(LayerCall.of(module, args, output))
-
-    handles = [layer.mixer.layer.register_forward_hook(partial(note, layer)) for layer in layers]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _routed(routing: Routing) -> tuple[Floats, Floats, np.ndarray]:
@@ -268,9 +279,8 @@ class _Expected:
         self.log_share = np.log(counts / counts.sum())[np.searchsorted(different, reading.ids)]
         self.found: list[tuple[float, int]] = []
 
-    def note(self, segment: Segment, _: Any, args: tuple[Any, ...], output: Any) -> None:
-        """Take the logits of a segment's last tokens."""
-        logits = output.logits[0]
+    def take(self, segment: Segment, logits: Tensor) -> None:
+        """Take the logits of a segment's last tokens, [at least 1, vocabulary]."""
         tokens = np.arange(segment.tokens.stop - len(logits), segment.tokens.stop)
         known = tokens < len(self.ids) - 1
         if not known.any():
@@ -319,4 +329,4 @@ def mixture_parts(model: MemoryModel) -> list[Part]:
             parts.append(Part("memory", name, block, memory, partial(emptied, {mixer: [memory]})))
         parts.append(Part("block", f"memories of block {block}", block, None, partial(emptied, {mixer: range(count)})))
     everything = {mixer: range(num_memories(mixer.layer)) for mixer in mixers}
-    return [*parts, Part("all", "all memories", None, None, partial(emptied, everything))]
+    return [*parts, Part("all", "all linear memories", None, None, partial(emptied, everything))]

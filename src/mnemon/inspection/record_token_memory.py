@@ -89,7 +89,9 @@ class TokenMemoryRecorder:
             self._model(input_ids=ids.to(self._model.device), past_key_values=cache, logits_to_keep=1)
         if not seen:
             self._read = self._read[:, :0]
-            self.notes.append(f"{type(self._model.base).__name__} does not give its attention weights: no shares of reads")
+            self.notes.append(
+                f"{type(self._model.base).__name__} does not give its attention weights: no shares of reads"
+            )
             return
         columns = slice(segment.columns.start, segment.columns.stop)
         starts = self._reading.starts[segment.columns.start : segment.columns.stop + 1] - segment.tokens.start
@@ -137,7 +139,7 @@ def token_memory_parts(model: RMTForCausalLM) -> list[Part]:
             Part("block", f"memory of block {index}", index, None, partial(_unanswered, model, [index]))
             for index in memories
         ]
-        return [*parts, Part("all", "all memories", None, None, partial(_unanswered, model, memories))]
+        return [*parts, Part("all", "all associative memories", None, None, partial(_unanswered, model, memories))]
     tokens = range(model.config.num_memory_tokens)
     parts = [Part("memory", f"memory token {i}", None, i, partial(_as_trained, model, [i])) for i in tokens]
     return [*parts, Part("all", "all memory tokens", None, None, partial(_as_trained, model, tokens))]

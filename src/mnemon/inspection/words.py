@@ -1,5 +1,6 @@
 """Words of a text that is given as token ids, whatever the tokenizer cuts them into."""
 
+import itertools
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -37,15 +38,12 @@ def find_words(tokenizer: Any, ids: Sequence[int]) -> Words:
         ids: token ids.
     """
     values = [int(token) for token in ids]
-    if tokenizer is None:
-        starts = list(range(len(values)))
-    else:
-        starts = _word_starts(tokenizer, values)
+    starts = list(range(len(values))) if tokenizer is None else _word_starts(tokenizer, values)
     number = np.full(len(values), -1, dtype=np.int64)
     is_last = np.zeros(len(values), dtype=bool)
     known: dict[str, int] = {}
     texts: dict[tuple[int, ...], str] = {}
-    for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
+    for start, stop in itertools.pairwise([*starts, len(values)]):
         tokens = tuple(values[start:stop])
         if tokens not in texts:
             texts[tokens] = str(tokens[0]) if tokenizer is None else _decode(tokenizer, tokens).strip()

@@ -177,7 +177,7 @@ def check_declared_size(rule: UpdateRule, options: dict[str, Any]) -> None:
 
 
 def check_declared_linearity(rule: UpdateRule, options: dict[str, Any]) -> None:
-    """Where the declaration says so, output and state are linear in values and the parts of the state that hold them."""
+    """Where the declaration says so, output and state are linear in values and in the tensors that hold them."""
     tensors = rule.linear_in_values(**options)
     distance = nonlinearity(rule, options, tensors) if tensors else 0.0
     if not distance <= TOLERANCE:
@@ -211,8 +211,8 @@ def nonlinearity(rule: UpdateRule, options: dict[str, Any], tensors: tuple[int, 
         tensors: numbers of these tensors; queries, keys, gates and the other tensors are held.
 
     Returns:
-        The largest distance of the results (output and these tensors) of 2 a - 3 b from 2 times those of a minus 3 times
-        those of b, relative to the largest number compared (or to 1 if that is smaller).
+        The largest distance of the results (output and these tensors) of 2 a - 3 b from 2 times those of a minus 3
+        times those of b, relative to the largest number compared (or to 1 if that is smaller).
     """
     call, other = (_inputs(rule, options, 40, seed=seed) for seed in (0, 1))
     start = _start(rule, options, call)
