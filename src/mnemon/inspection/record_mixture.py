@@ -207,7 +207,9 @@ class _Layer:
         layer, output = self.mixer.layer, call.output
         taken = taken_by(layer, output[2] if len(output) > 2 else None, len(segment.tokens)).numpy()
         taken = taken[:, : len(self.choices)]
-        weights, entropy, chosen = np.ones((len(taken), 1)), np.zeros(len(taken)), taken
+        weights: Floats = np.ones((len(taken), 1))
+        entropy: Floats = np.zeros(len(taken))
+        chosen = taken
         if isinstance(layer, MixtureOfMemories):
             weights, entropy, chosen = _routed(output[2])
         columns = slice(segment.columns.start, segment.columns.stop)
