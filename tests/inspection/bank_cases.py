@@ -25,7 +25,7 @@ def word_tokenizer(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
 
 @dataclass
 class Seen:
-    """What the equations give for one block: arrays named and shaped as in `BankBlock`, all slots, one column a token."""
+    """What the equations give for one block: named and shaped as in `BankBlock`, all slots, a column per token."""
 
     read: np.ndarray
     read_after: np.ndarray
@@ -123,9 +123,7 @@ def _write(bank: MemoryBank, residual: Tensor, slots: Tensor) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def _update(
-    bank: MemoryBank, content: Tensor, slots: Tensor
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
+def _update(bank: MemoryBank, content: Tensor, slots: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return the new slots, the mean gates, the relative change and the forget gate itself."""
 
     def squashed(x: Tensor) -> Tensor:

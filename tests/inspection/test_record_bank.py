@@ -211,10 +211,11 @@ def test_wrapped_methods_nest_and_leave_nothing_behind() -> None:
         return wrapper
 
     with calls_through(module, "extra_repr", noting("outer")):
-        with pytest.raises(RuntimeError), calls_through(module, "extra_repr", noting("inner")):
+        with calls_through(module, "extra_repr", noting("inner")):
             module.extra_repr()
-            raise RuntimeError
+        with pytest.raises(TypeError), calls_through(module, "extra_repr", noting("failing")):
+            module.extra_repr("too many")
         module.extra_repr()
     module.extra_repr()
-    assert order == ["inner", "outer", "outer"]
+    assert order == ["inner", "outer", "failing", "outer", "outer"]
     assert "extra_repr" not in vars(module)
