@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 import mnemon
 from mnemon.data import babi
@@ -21,13 +22,14 @@ from mnemon.models.base_model import fingerprint, load_base
 from mnemon.models.names import resolve
 
 BASE = "babilong-tiny-plain"  # or a folder, or a name on the Hugging Face hub
-STEPS, ROWS = 160, 16
+STEPS, ROWS = 160, 12
 MEMORY = {"num_slots": 16, "slot_dim": 32, "segment_length": 32}
 
 
 def main() -> None:
     """Graft, train, compare, save."""
     torch.set_num_threads(1)
+    disable_progress_bar()  # of the library, for every weight it loads
     tokenizer = AutoTokenizer.from_pretrained(resolve(BASE))
     show_that_nothing_changed()
 
@@ -65,7 +67,7 @@ def show_that_nothing_changed() -> None:
 
 
 def questions_about(tokenizer, split: str, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids, labels and attention mask of texts, each with a question: two facts, then 40 tokens or more of prose."""
+    """Return ids, labels and mask of texts with a question each: two facts, then prose of 40 tokens or more."""
     rng = random.Random(f"{split} {seed}")
     documents = load_background("stdlib", split).documents
     rows = []
@@ -88,8 +90,8 @@ def questions_about(tokenizer, split: str, count: int, seed: int) -> tuple[torch
 def train(model: mnemon.LM2ForCausalLM, tokenizer) -> None:
     """Train what can be trained on fresh stories."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=5e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=STEPS, pct_start=0.1)
+    optimiser = torch.optim.AdamW(parameters, lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=STEPS, pct_start=0.1)
     model.train()
     losses = []
     for number in range(STEPS):

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 import mnemon
 from mnemon.data.mqar import MqarSettings
@@ -45,6 +46,7 @@ def trained_model(rule: str, folder: Path) -> torch.nn.Module:
 def main() -> None:
     """Train, ask, print the table."""
     mnemon.register()
+    disable_progress_bar()  # of the library, for every weight it loads
     scores = {}
     with TemporaryDirectory() as folder:
         for rule in RULES:

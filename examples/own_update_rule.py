@@ -50,6 +50,7 @@ RULE = UpdateRule(
     chunkwise_flops="6*K*V + 2*C*(3*K + 2*V) + 2*K",
     chunk_size=32,
     light_backward=True,
+    linear_tensors=(0,),
 )
 
 

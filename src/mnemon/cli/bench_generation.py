@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, numbers, words
+from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, numbers, reporter, words
 from mnemon.cli.display import command_line, silence_libraries
 from mnemon.cli.options import JsonOption, OverwriteOption
 from mnemon.errors import ConfigError
@@ -23,7 +23,7 @@ def generation(
             "names."
         ),
     ] = "plain,lm2,rmt,mom,rules",
-    prefixes: Annotated[str, typer.Option(help="Tokens read before; 4k is 4096.")] = "1k,4k,16k,64k,128k",
+    prefixes: Annotated[str, typer.Option(help="Tokens read before; 4k is 4096.")] = "1k,8k,32k,128k",
     long: Annotated[bool, typer.Option("--long", help="Add a prefix of 1M tokens.")] = False,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after each prefix.")] = 1024,
     width: Annotated[int, typer.Option(min=1, help="Model width.")] = 128,
@@ -42,7 +42,7 @@ def generation(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds of generation; the models take turns.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds of generation; the models take turns.")] = 1,
     time_limit: Annotated[
         float, typer.Option(min=1, help="Seconds for all of a model; what is expected to take longer is left out.")
     ] = 60.0,
@@ -100,11 +100,6 @@ def generation(
     )
     folder = prepare_output_folder(output or Path("runs/bench/generation"), overwrite, resumable=False)
     silence_libraries()
-
-    def report(text: str) -> None:
-        if not json_output:
-            print(text, file=sys.stderr)
-
-    run = run_generation_benchmark(settings, command_line(sys.argv), report)
+    run = run_generation_benchmark(settings, command_line(sys.argv), reporter(json_output))
     write(folder, run)
     print(json.dumps({"output": str(folder), **asdict(run)}) if json_output else read_text(folder / "table.md"))

@@ -30,9 +30,7 @@ def memorize(
     model: ModelArgument,
     files: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="FILE...", help="Texts, plain or .gz; - or none is standard input.", show_default=False
-        ),
+        typer.Argument(metavar="FILE...", help="Texts, plain or .gz; - or none is standard input.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the memory: NAME.memory.safetensors.")

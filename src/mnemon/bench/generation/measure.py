@@ -6,11 +6,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from mnemon.bench.generation.settings import GROWING, GenerationSettings, feed_forward_width
 from mnemon.bench.generation.worker import Size, Work, Worker
 from mnemon.bench.run import circumstances
+from mnemon.bench.timing import cpu_threads
 from mnemon.errors import DataError, RunError
 from mnemon.evaluation.machine import describe_machine
 from mnemon.files import atomic_write_json, read_text
@@ -97,12 +96,8 @@ def run_generation_benchmark(
         ConfigError: if the models cannot be made equally large.
     """
     widths = {name: feed_forward_width(name, settings) for name in settings.models}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with cpu_threads(settings.threads):  # as many as every process has
         machine = {**describe_machine(settings.device), **circumstances()}
-    finally:
-        torch.set_num_threads(threads)
     with ExitStack() as stack:
         report(f"building {', '.join(settings.models)}")
         workers: dict[str, Worker] = {}

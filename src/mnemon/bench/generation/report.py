@@ -55,8 +55,11 @@ def markdown(run: GenerationRun, title: str, figure: str) -> str:
         _models(run),
         f"## Time to generate {tokens} tokens, seconds\n",
         _table(run, lambda cell: f"{quartiles(cell.seconds)[1]:.3g}"),
-        f"Median of at most {settings.repeats} rounds; rounds that take long are made once. All rounds are in "
-        "`results.json`.\n",
+        *(
+            [f"Median of {settings.repeats} rounds; those that take long are made once.\n"]
+            if settings.repeats > 1
+            else []
+        ),
         "## Time to read the prefix, seconds\n",
         _table(run, lambda cell: f"{cell.read_seconds:.3g}"),
         f"The plain model reads a prefix in one call, the others in pieces of {PIECE:,} tokens. A state that does not "

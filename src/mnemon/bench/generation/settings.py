@@ -54,7 +54,7 @@ class GenerationSettings:
     shape: ModelShape
     prefixes: tuple[int, ...]
     new_tokens: int = 1024
-    repeats: int = 3
+    repeats: int = 1
     time_limit: float = 60.0
     segment_length: int = 256
     attention_span: int = 512
