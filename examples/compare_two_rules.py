@@ -21,7 +21,7 @@ from mnemon.training.run import train
 RULES = ("linear_attention", "gated_delta_net")
 TRAINED = "[{length: 32, num_pairs: 4}, {length: 32, num_pairs: 8}]"
 ASKED = ((32, 4), (32, 8), (64, 16))
-VOCABULARY, SAMPLES = 80, 200
+VOCABULARY, SAMPLES = 80, 300
 
 
 def trained_model(rule: str, folder: Path) -> torch.nn.Module:
@@ -34,8 +34,8 @@ def trained_model(rule: str, folder: Path) -> torch.nn.Module:
             f"data.vocab_size={VOCABULARY}",
             f"data.slices={TRAINED}", f"evaluation.slices={TRAINED}",
             "evaluation.samples=20",
-            "model.mom.num_heads=2", "model.mom.head_dim=16",
-            "optimisation.max_tokens=200000",
+            "model.mom.num_heads=2", "model.mom.head_dim=32",
+            "optimisation.max_tokens=380000",
         ],
     )  # fmt: skip
     summary = train(recipe, folder, show_progress=False)

@@ -12,7 +12,7 @@ from mnemon.inspection.record import record
 from mnemon.inspection.trace import MixtureLayer, Source
 from mnemon.models.names import resolve
 
-STEPS, ROWS, TOKENS = 250, 8, 128
+STEPS, ROWS, TOKENS = 140, 8, 128
 
 
 def stories(tokenizer, seed: int) -> torch.Tensor:

@@ -69,7 +69,7 @@ def compare_with_the_delta_rule() -> None:
     keys, values = (torch.randn(1, 256, 1, 64, generator=generator) for _ in range(2))
     keys = torch.nn.functional.normalize(keys, dim=-1)
     beta = torch.full((1, 256, 1), 0.9)
-    for length in (1.0, 1.5, 3.0):
+    for length in (1.0, 1.5, 2.0):
         errors = {}
         for name in ("delta_net", RULE.name):
             _, state = get_rule(name)(length * keys, length * keys, values, beta=beta)

@@ -62,7 +62,14 @@ def test_the_readme_shows_python() -> None:
 PROMISES = {
     "memory_model.py": ("earlier logits moved by 0.0e+00", "the same 20 tokens"),
     "babi_and_babilong.py": ("qa10: 250 of 250 questions answered", "1000 tokens of context"),
+    "add_a_memory.py": ("largest difference 0e+00", "the decoder is the same as before", "it answers alike"),
+    "compare_two_rules.py": ("linear_attention", "gated_delta_net", "corrected p"),
+    "inspect_routing.py": ("block 1: mean entropy of the router", "memory 3:"),
+    "own_update_rule.py": ("implicit_delta is one of", "forms agree", "state resumes after any cut"),
+    "remember_a_book.py": ("The book has 64,004 tokens", "Another model refuses the file"),
 }
+DIFFERS = {"inspect_routing.py": r"(?<=of the tokens; ).*"}
+"""What a training on another machine may end in."""
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=relative)
@@ -74,6 +81,8 @@ def test_an_example_runs_and_shows_what_it_promises(example: Path, tmp_path: Pat
     tutorial = REPOSITORY / "docs" / "tutorials" / f"{example.stem.replace('_', '-')}.md"
     if tutorial in TUTORIALS:
         (shown,) = PRINTED.findall(tutorial.read_text(encoding="utf-8"))
+        differs = DIFFERS.get(example.name, "$^")
+        shown, output = (re.sub(differs, "", text) for text in (shown, output))
         assert without_numbers(shown) == without_numbers(output), f"run scripts/update_tutorials.py {example.stem}"
 
 

@@ -107,7 +107,9 @@ def _median(seconds: Sequence[float], amount: float) -> float | None:
 
 
 def short_count(tokens: int) -> str:
-    """Write a number of tokens as an axis shows it: 4096 is 4K."""
+    """Write a number of tokens as an axis shows it: 4096 is 4K, 2^20 is 1M."""
+    if tokens % 2**20 == 0:
+        return f"{tokens // 2**20}M"
     return f"{tokens // 1024}K" if tokens % 1024 == 0 else str(tokens)
 
 

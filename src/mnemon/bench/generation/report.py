@@ -19,9 +19,11 @@ from mnemon.files import atomic_write_bytes, atomic_write_text
 
 _MIB = 2**20
 _FIGURE = "generation.png"
-_COLOURS = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7")  # Okabe and Ito
-_MARKERS = "osDv^P*Xdhp<>8HoD"
+_COLOURS = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00")  # Okabe and Ito
+_MARKERS = "osPDX*"
 _GREY = "#777777"
+_GREY_MARKERS = "^v<>hd"
+_DASHES = ((0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 
 def write(folder: Path, run: GenerationRun) -> None:
@@ -108,6 +110,7 @@ def findings(run: GenerationRun) -> list[str]:
 def chart(run: GenerationRun) -> Chart:
     """Draw time to generate and peak memory over the prefix, both axes logarithmic."""
     title = f"Time to generate {run.settings.new_tokens:,} tokens and peak memory over the prefix"
+    rules = [name for name in run.settings.models if name not in FAMILIES]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.0, 5.0), layout="constrained")
         panels: tuple[tuple[str, Callable[[Cell], float]], ...] = (
@@ -115,13 +118,13 @@ def chart(run: GenerationRun) -> Chart:
             ("peak memory over the weights, MiB", lambda cell: cell.peak_bytes / _MIB),
         )
         for axes, (label, value) in zip(figure.subplots(1, 2), panels, strict=True):
-            for number, name in enumerate(run.settings.models):
+            for name in run.settings.models:
                 cells = [cell for cell in run.of(name) if value(cell) > 0]
                 axes.plot(
                     [cell.prefix for cell in cells],
                     [value(cell) for cell in cells],
                     label=name,
-                    **_line(name, number),
+                    **_line(name, rules),
                 )
             _log_axes(axes, run.settings.prefixes, label)
         handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -129,14 +132,20 @@ def chart(run: GenerationRun) -> Chart:
         return Chart(_FIGURE, title, png(figure))
 
 
-def _line(name: str, number: int) -> dict[str, Any]:
+def _line(name: str, rules: list[str]) -> dict[str, Any]:
     """Give every model a marker, the families a colour and a solid line, single memories grey dashes."""
-    marker = _MARKERS[number % len(_MARKERS)]
     if name in FAMILIES:
-        colour = _COLOURS[FAMILIES.index(name)]
-        return {"color": colour, "marker": marker, "linewidth": 2.0, "markersize": 7, "zorder": 3}
-    dashes = ((0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))[number % 3]
-    return {"color": _GREY, "marker": marker, "linewidth": 0.9, "markersize": 4.5, "linestyle": dashes}
+        number = FAMILIES.index(name)
+        return {"color": _COLOURS[number], "marker": _MARKERS[number], "linewidth": 2.0, "markersize": 7, "zorder": 3}
+    number = rules.index(name)
+    return {
+        "color": _GREY,
+        "marker": _GREY_MARKERS[number % len(_GREY_MARKERS)],
+        "fillstyle": "full" if number < len(_GREY_MARKERS) else "none",
+        "linewidth": 0.9,
+        "markersize": 5,
+        "linestyle": _DASHES[number % len(_DASHES)],
+    }
 
 
 def _log_axes(axes: Axes, prefixes: tuple[int, ...], label: str) -> None:
