@@ -89,7 +89,7 @@ def test_a_process_answers_and_its_death_is_one_line() -> None:
         assert process.size().intermediate_size == 128
         assert process.read(32).state_bytes == process.generate(2).state_bytes > 0
         process._process.kill()
-        with pytest.raises(RunError, match="the process of rmt ended: exit code -9"):
+        with pytest.raises(RunError, match="the process of rmt ended: killed by signal 9, for want of memory perhaps"):
             process.read(64)
     finally:
         process.close()
@@ -146,6 +146,15 @@ def test_a_process_that_dies_stops_its_own_model_only(faked: GenerationRun) -> N
     dead = [cell for cell in faked.cells if cell.model == "gla"]
     assert [cell.left_out for cell in dead] == ["the process of gla ended: out of memory"] * 4
     assert len(faked.of("lm2")) == 3
+
+
+def test_a_process_that_fails_says_its_last_words() -> None:
+    process = Worker("no_such_rule", SETTINGS, 128)
+    try:
+        with pytest.raises(RunError, match=r"the process of no_such_rule ended: .*no update rule is called"):
+            process.size()
+    finally:
+        process.close()
 
 
 def test_a_slow_round_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:

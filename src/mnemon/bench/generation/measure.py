@@ -65,6 +65,11 @@ class _Budget:
         self.spent = 0.0
         self.last: Cell | None = None
 
+    @property
+    def carried_on(self) -> float:
+        """Seconds of reading that the next cell does not spend again."""
+        return 0.0 if self.last is None or self.grows else self.last.read_seconds
+
     def expected(self, prefix: int) -> float:
         """Return the seconds of one more cell: reading on (or again), and one round of generation."""
         if self.last is None:
@@ -134,11 +139,10 @@ def _measure(
             return None
 
     for name, worker in workers.items():
-        before = 0.0 if budgets[name].last is None or budgets[name].grows else budgets[name].last.read_seconds
         work = attempt(name, worker.read, prefix)
         if work is not None:
             reads[name] = work
-            budgets[name].spent += work.seconds - before
+            budgets[name].spent += work.seconds - budgets[name].carried_on
     for number in range(settings.repeats):
         for name in [name for name in reads if name not in dead]:
             worker = workers[name]

@@ -93,9 +93,9 @@ class Session:
         if self.grows:
             self.place, self.read_tokens, self.read_seconds, self.peak_bytes = None, 0, 0.0, 0
         start, rest = self.place, self.ids[:, self.read_tokens : tokens]
-        self.place, seconds = self._measured(lambda: self.reader.prefill(rest, start))
+        place, seconds = self._measured(lambda: self.reader.prefill(rest, start))
+        self.place, self.state_bytes = place, place.num_bytes()
         self.read_tokens, self.read_seconds = tokens, self.read_seconds + seconds
-        self.state_bytes = self.place.num_bytes()
         return Work(self.read_seconds, self.peak_bytes, self.state_bytes)
 
     def generate(self, tokens: int) -> Work:
@@ -185,10 +185,14 @@ class Worker:
         if line:
             answer: dict[str, Any] = json.loads(line)
             return answer
-        code = self._process.wait()
+        raise RunError(f"the process of {self.name} ended: {self._last_words(self._process.wait())}")
+
+    def _last_words(self, code: int) -> str:
+        if code < 0:
+            return f"killed by signal {-code}" + (", for want of memory perhaps" if code == -9 else "")
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        raise RunError(f"the process of {self.name} ended: {said[-1] if said else f'exit code {code}'}")
+        return said[-1] if said else f"exit code {code}"
 
 
 def _main(order: str) -> None:
