@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from mnemon.data.babilong import generate
 from mnemon.errors import ConfigError, DataError, MnemonError, ShapeError, StateError
-from mnemon.inspection.predictions import NextTokens
+from mnemon.inspection.predictions import NextTokens, greedy_answer
 from mnemon.inspection.reading import plan_reading, read_segments, segment_length
 from mnemon.inspection.record import column_texts, record
 from mnemon.inspection.record_mixture import mixture_parts
@@ -108,6 +108,7 @@ def test_a_trace_says_what_was_read_and_comes_back_from_its_file(tmp_path: Path)
     assert not trace.text.complete
     assert any("incomplete" in note for note in trace.notes)
     assert trace.knock_outs.target == "w7 w8"
+    assert not any("own" in note for note in trace.notes)
     known = trace.predictions.with_memory[-2:].mean()
     assert trace.knock_outs.log_probability == pytest.approx(known, abs=1e-5)
     back = load_trace(save_trace(tmp_path / "a.trace.safetensors", trace))
@@ -177,19 +178,32 @@ def test_without_its_memories_a_mixture_reads_every_stretch_by_itself() -> None:
     assert abs(known[17:] - unknown[17:]).max() > 1e-3
 
 
-def test_a_prompt_is_read_after_what_a_memory_holds() -> None:
+def test_a_prompt_is_read_after_what_a_memory_holds_and_the_models_own_answer_measured() -> None:
     model, ids, cut = model_of("lm2-depth"), tokens(1, LENGTH)[0], SEGMENT + 3
     cache = MemoryCache()
     with torch.no_grad():
         model(input_ids=ids[None, :cut], past_key_values=cache)
+        given = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        answer = model.generate(ids[None, cut:], memory=cache.state, **given)[0, LENGTH - cut :]
     prompt = " ".join(f"w{index}" for index in ids[cut:].tolist())
     read = memory_source(cache.state, "a.memory", prompt, word_tokenizer())
-    trace = record(model, word_tokenizer(), read.ids, read.source, state=read.state)
-    whole = recorded("lm2-depth", ids)
+    trace = record(model, word_tokenizer(), **vars(read))
+    whole = recorded("lm2-depth", torch.cat([ids, answer]))
     assert trace.source == Source("memory", "a.memory", question=prompt)
+    assert trace.knock_outs.target == " ".join(f"w{index}" for index in answer.tolist())
+    assert any("the model's own" in note for note in trace.notes)
+    assert any(f"the last {LENGTH - cut + 16} tokens" in note for note in trace.notes)
     np.testing.assert_allclose(trace.predictions.with_memory[1:], whole.predictions.with_memory[cut + 1 :], atol=1e-6)
     np.testing.assert_allclose(trace.bank[2].read, whole.bank[2].read[cut:], atol=1e-3)
     assert trace.bank[0].word_segments[0] == -1
+
+
+def test_an_answer_ends_where_the_model_ends_it() -> None:
+    model, ids = model_of("rmt"), tokens(1, 5)[0].tolist()
+    free = greedy_answer(model, ids, None, None, 6)
+    assert len(free) == 6
+    assert greedy_answer(model, ids, None, free[0], 6) == []
+    assert greedy_answer(model, ids, None, free[3], 6) == free[: free.index(free[3])]
 
 
 def test_what_cannot_be_recorded_is_refused_in_one_line() -> None:

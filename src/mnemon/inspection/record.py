@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mnemon.errors import ConfigError
+from mnemon.errors import ConfigError, ShapeError
 from mnemon.inspection.emptied import memory_mixers
 from mnemon.inspection.knock_out import Part, Tail, bank_parts, knock_out
-from mnemon.inspection.predictions import NextTokens
+from mnemon.inspection.predictions import NextTokens, greedy_answer
 from mnemon.inspection.reading import Reading, Recorder, plan_reading, read_segments, segment_length
 from mnemon.inspection.record_bank import BankRecorder, most_read_slots
 from mnemon.inspection.record_mixture import MixtureRecorder, mixture_parts
@@ -54,7 +54,8 @@ _BYTES_PER_COLUMN = 3 * 2  # of one slot of one block
 _BYTES_PER_SEGMENT = 3 * 2 + 4
 _MOST_LOOK_UPS = 16
 _MOST_LOOKED_UP = 8_000  # times slots and blocks
-_LAST_WORDS = 8
+_LAST_WORDS = 8  # tokens
+_LONGEST_ANSWER = 16
 _BROKEN = "\ufffd"  # what a tokenizer gives for a part of a character
 _LONGEST_CHARACTER = 16  # tokens, generously
 
@@ -86,8 +87,8 @@ def record(
         tokenizer: its tokenizer.
         ids: token ids of the text, at least one.
         source: what is read.
-        target: token ids of the right answer, which are read after the text; None = the text's last words are what is
-            measured.
+        target: token ids of the right answer, which are read after the text and measured. None = after a memory the
+            model's own answer is, else the last words of the text are what is measured.
         question_start: number of the question's first token; the causal check then reads from the beginning of its
             segment. None = from the segment in which the target begins.
         state: what the model has read before, with one row; None = nothing.
@@ -107,25 +108,27 @@ def record(
     """
     if not isinstance(model, MemoryModel) or not (has_banks(model) or memory_mixers(model) or _is_rmt(model)):
         raise ConfigError(f"{type(model).__name__} has no memory to look into; expected an LM2, MoM or RMT model")
-    text, num_target = [*ids, *(target or ())], len(target) if target else min(_LAST_WORDS, len(ids) - 1)
-    columns, slots = _sizes(model, len(text), max_columns, max_slots)
-    reading = plan_reading(model, text, columns, state)
     with _evaluating(model):
-        _check(model, reading, state)
+        _check(model, ids, state)
+        answers_itself = target is None and source.kind == "memory"
+        if answers_itself:
+            target = greedy_answer(model, ids, state, tokenizer.eos_token_id, _LONGEST_ANSWER)
+        text, num_target = [*ids, *(target or ())], len(target) if target else min(_LAST_WORDS, len(ids) - 1)
+        columns, slots = _sizes(model, len(text), max_columns, max_slots)
+        reading = plan_reading(model, text, columns, state)
         recorders = _recorders(model, tokenizer, reading, state, slots)
         tail_segment = _segment_of_tail(reading, num_target, question_start)
         predictions, before_tail = _read(model, tokenizer, reading, recorders.all(), state, tail_segment, progress)
-        notes = _notes(model, reading)
-        knock_outs = None
+        knock_outs, notes = None, _notes(model, reading)
         if num_target:
             tail = Tail(reading.ids[reading.segment(tail_segment).tokens.start :], num_target, before_tail)
             parts, left_out = _parts(model, tail, max_knock_outs)
             words = str(tokenizer.decode(tail.ids[-num_target:].tolist())).strip()
             knock_outs = KnockOuts(words, *knock_out(model, tail, parts))
             notes += [f"parts were knocked out while the last {len(tail.ids)} tokens were read", *left_out]
-        bank = () if recorders.bank is None else recorders.bank.blocks()
-        mixture = () if recorders.mixture is None else recorders.mixture.layers()
-        tokens = None if recorders.tokens is None else recorders.tokens.memory()
+        if answers_itself and target:
+            notes.append("the answer at the end is the model's own: its likeliest words, one after the other")
+        found = recorders.found()  # may add notes
     return Trace(
         model=name or model.config._name_or_path or type(model).__name__,
         family=model.config.model_type,
@@ -133,11 +136,9 @@ def record(
         source=source,
         text=ReadText(column_texts(reading, tokenizer), reading.starts, reading.segments, reading.complete),
         predictions=predictions,
-        bank=bank,
-        mixture=mixture,
-        token_memory=tokens,
         knock_outs=knock_outs,
         notes=(*notes, *(note for recorder in recorders.all() for note in recorder.notes)),
+        **found,
     )
 
 
@@ -182,6 +183,14 @@ class _Recorders:
         """Return those there are."""
         several: tuple[Recorder | None, ...] = (self.bank, self.mixture, self.tokens)
         return [recorder for recorder in several if recorder is not None]
+
+    def found(self) -> dict[str, Any]:
+        """Return what was recorded, under the names it has in a trace."""
+        return {
+            "bank": () if self.bank is None else self.bank.blocks(),
+            "mixture": () if self.mixture is None else self.mixture.layers(),
+            "token_memory": None if self.tokens is None else self.tokens.memory(),
+        }
 
 
 def _recorders(
@@ -292,10 +301,12 @@ def _notes(model: MemoryModel, reading: Reading) -> list[str]:
 
 
 @torch.no_grad()
-def _check(model: MemoryModel, reading: Reading, state: MemoryState | None) -> None:
-    """Read one token, so that the model refuses a state that is not its own, or ids of another tokenizer."""
-    ids = torch.from_numpy(reading.ids)[None].to(model.device)
-    model(input_ids=ids[:, :1], past_key_values=MemoryCache(None if state is None else state.branch()))
+def _check(model: MemoryModel, ids: Sequence[int], state: MemoryState | None) -> None:
+    """Read one token, so that the model refuses a state that is not its own before anything else is done with it."""
+    if not len(ids):
+        raise ShapeError("there is nothing to read: expected at least one token")
+    first = torch.tensor([list(ids[:1])], device=model.device)
+    model(input_ids=first, past_key_values=MemoryCache(None if state is None else state.branch()))
 
 
 @contextmanager

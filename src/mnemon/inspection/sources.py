@@ -61,7 +61,7 @@ def memory_source(state: MemoryState, name: str, prompt: str, tokenizer: PreTrai
         DataError: the prompt holds no token.
     """
     ids = _encoded(prompt, "the prompt", tokenizer, is_beginning=False)
-    return Reader(ids, Source("memory", name, question=prompt), state=state)
+    return Reader(ids, Source("memory", name, question=prompt), question_start=0, state=state)
 
 
 def babilong_source(name: str, tokenizer: PreTrainedTokenizerBase) -> Reader:
