@@ -137,6 +137,17 @@ def test_only_some_of_many_slots_are_shown_and_the_trace_says_so() -> None:
     assert sum(part.kind == "slot" for part in trace.knock_outs.parts) == 3
 
 
+def test_a_trace_of_many_tokens_and_slots_keeps_to_its_budget(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 500, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    base = llama_config(num_hidden_layers=4, num_key_value_heads=1, max_position_embeddings=10**6, **sizes)
+    bank = {"num_slots": 80, "slot_dim": 8, "num_memory_heads": 1, "segment_length": 256, "attention_span": 256}
+    model = lm2(base, flow="layer", **bank).float()
+    trace = record(model, word_tokenizer(500), tokens(1, 12_000)[0].tolist(), TEXT)
+    assert [block.read.shape[1] for block in trace.bank] == [64] * 4
+    assert 1000 < trace.text.num_columns < 4000
+    assert save_trace(tmp_path / "a.trace.safetensors", trace).stat().st_size < 6_000_000
+
+
 def test_one_token_alone_is_recorded_without_a_causal_check() -> None:
     trace = recorded("lm2-depth", tokens(1, 1)[0])
     assert trace.knock_outs is None
