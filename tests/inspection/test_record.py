@@ -189,6 +189,21 @@ def test_without_its_memories_a_mixture_reads_every_stretch_by_itself() -> None:
     assert abs(known[17:] - unknown[17:]).max() > 1e-3
 
 
+def test_a_mixture_is_asked_from_the_question_on_and_its_answer_split_before_the_target() -> None:
+    model, ids, start = model_of("mom"), tokens(1, 40)[0], 21
+    trace = recorded("mom", ids, target=[9], question_start=start)
+    assert any(f"the last {40 + 1 - start} tokens" in note for note in trace.notes)
+    assert 39 in {contribution.reader for contribution in trace.mixture[0].contributions}
+    everything = next(part for part in mixture_parts(model) if part.kind == "all")
+    cache = MemoryCache()
+    with torch.no_grad():
+        model(input_ids=ids[None, :start], past_key_values=cache)
+        with everything.removed():
+            logits = model(input_ids=ids[None, start:], past_key_values=cache).logits[0, -1]
+    (found,) = (part for part in trace.knock_outs.parts if part.kind == "all")
+    assert found.log_probability == pytest.approx(float(logits.log_softmax(dim=-1)[9]), abs=1e-6)
+
+
 def test_a_prompt_is_read_after_what_a_memory_holds_and_the_models_own_answer_measured() -> None:
     model, ids, cut = model_of("lm2-depth"), tokens(1, LENGTH)[0], SEGMENT + 3
     cache = MemoryCache()
