@@ -21,9 +21,8 @@ model without the part "all".
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard, cast
 
 import numpy as np
@@ -39,10 +38,11 @@ from mnemon.inspection.record_bank import BankRecorder, most_read_slots
 from mnemon.inspection.record_mixture import MixtureRecorder, mixture_parts
 from mnemon.inspection.record_token_memory import TokenMemoryRecorder, token_memory_parts
 from mnemon.inspection.trace import KnockOuts, Predictions, ReadText, Source, Trace
-from mnemon.models.base_model import fingerprint
 from mnemon.models.memory_model import MemoryModel
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
 from mnemon.models.modeling_rmt import RMTForCausalLM
+from mnemon.models.provenance import model_fingerprint
+from mnemon.models.segmented_decoder import evaluating
 from mnemon.models.state import LM2State, MemoryCache, MemoryState
 
 MAX_COLUMNS = 4000
@@ -91,7 +91,8 @@ def record(
             model's own answer is, else the last words of the text are what is measured.
         question_start: number of the question's first token; the causal check then reads from there, or from the
             beginning of its segment if the model has segments. None = from the segment in which the target begins.
-        state: what the model has read before, with one row; None = nothing.
+        state: what the model has read before, with one row; None = nothing. Tokens that wait in it (see `memorize`)
+            are read first, and shown.
         name: name of the model in the trace; None = where it was loaded from.
         max_columns: columns of the trace at most, unless there are more segments.
         max_slots: slots to show at most, per block.
@@ -104,12 +105,18 @@ def record(
     Raises:
         ConfigError: for a model without a memory.
         ShapeError: for a text without a token.
-        StateError: for a state of another model.
+        StateError: for a state of another model, or of several rows.
     """
     if not isinstance(model, MemoryModel) or not (has_banks(model) or memory_mixers(model) or _is_rmt(model)):
         raise ConfigError(f"{type(model).__name__} has no memory to look into; expected an LM2, MoM or RMT model")
-    with _evaluating(model):
-        _check(model, ids, state)
+    if not len(ids):
+        raise ShapeError("there is nothing to read: expected at least one token")
+    with evaluating(model):
+        waiting: tuple[int, ...] = ()
+        if state is not None:
+            state, waiting = _settled(model, state)
+            ids = [*waiting, *ids]
+            question_start = None if question_start is None else len(waiting) + question_start
         answers_itself = target is None and source.kind == "memory"
         if answers_itself:
             target = greedy_answer(model, ids, state, tokenizer.eos_token_id, _LONGEST_ANSWER)
@@ -129,13 +136,15 @@ def record(
             words = str(tokenizer.decode(tail.ids[-num_target:].tolist())).strip()
             knock_outs = KnockOuts(words, *knock_out(model, tail, parts))
             notes += [f"parts were knocked out while the last {len(tail.ids)} tokens were read", *left_out]
+        if waiting:
+            notes.append(f"the first {len(waiting)} tokens are the memory's: they waited in it to be read")
         if answers_itself and target:
             notes.append("the answer at the end is the model's own: its likeliest words, one after the other")
         found = recorders.found()  # may add notes
     return Trace(
         model=name or model.config._name_or_path or type(model).__name__,
         family=model.config.model_type,
-        fingerprint=fingerprint(model),
+        fingerprint=model_fingerprint(model),
         source=source,
         text=ReadText(column_texts(reading, tokenizer), reading.starts, reading.segments, reading.complete),
         predictions=predictions,
@@ -318,21 +327,11 @@ def _notes(model: MemoryModel, reading: Reading) -> list[str]:
     return notes
 
 
-@torch.no_grad()
-def _check(model: MemoryModel, ids: Sequence[int], state: MemoryState | None) -> None:
-    """Read one token, so that the model refuses a state that is not its own before anything else is done with it."""
-    if not len(ids):
-        raise ShapeError("there is nothing to read: expected at least one token")
-    first = torch.tensor([list(ids[:1])], device=model.device)
-    model(input_ids=first, past_key_values=MemoryCache(None if state is None else state.branch()))
+def _settled(model: MemoryModel, state: MemoryState) -> tuple[MemoryState, tuple[int, ...]]:
+    """Return a state, of this model and on its device, that nothing waits in, and the tokens that did.
 
-
-@contextmanager
-def _evaluating(model: MemoryModel) -> Iterator[None]:
-    """Put a model into evaluation mode, and back."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+    Raises:
+        StateError: if the state is of another model, or of several rows.
+    """
+    own: MemoryState = model.adopt(state.to(model.device), 1, weights=True)
+    return replace(own, pending=()), own.pending[0] if own.pending else ()
