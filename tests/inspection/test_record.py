@@ -260,6 +260,7 @@ def test_what_cannot_be_recorded_is_refused_in_one_line() -> None:
         (ConfigError, lambda: record(window, tokenizer, ids, TEXT)),
         (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [], TEXT)),
         (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [3, 50], TEXT)),
+        (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [3] * 513, TEXT)),
         (StateError, lambda: record(model_of("lm2-depth"), tokenizer, ids, TEXT, state=two_rows)),
         (StateError, lambda: record(model_of("lm2-depth"), tokenizer, ids, TEXT, state=rmt(llama_config())
                                     .initial_state(1))),

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mnemon.errors import ConfigError, ShapeError
 from mnemon.inspection.emptied import memory_mixers
-from mnemon.inspection.knock_out import Part, Tail, bank_parts, knock_out
+from mnemon.inspection.knock_out import Tail, bank_parts, knock_out
 from mnemon.inspection.predictions import NextTokens, greedy_answer
 from mnemon.inspection.reading import Reading, Recorder, plan_reading, read_segments, segment_length
 from mnemon.inspection.record_bank import BankRecorder, most_read_slots
@@ -104,7 +104,7 @@ def record(
 
     Raises:
         ConfigError: for a model without a memory.
-        ShapeError: for a text without a token.
+        ShapeError: for a text without a token, or of more than the decoder has positions for.
         StateError: for a state of another model, or of several rows.
     """
     if not isinstance(model, MemoryModel) or not (has_banks(model) or memory_mixers(model) or _is_rmt(model)):
@@ -123,18 +123,18 @@ def record(
         text, num_target = [*ids, *(target or ())], len(target) if target else min(_LAST_WORDS, len(ids) - 1)
         columns, slots = _sizes(model, len(text), max_columns, max_slots)
         reading = plan_reading(model, text, columns, state)
+        _check_length(model, state, len(text))
         recorders = _recorders(model, tokenizer, reading, state, slots, asked=len(ids) - 1)
         tail_segment = _segment_of_tail(reading, num_target, question_start)
         predictions, before_tail = _read(model, tokenizer, reading, recorders.all(), state, tail_segment, progress)
-        knock_outs, notes = None, _notes(model, reading)
+        notes = _notes(model, reading)
+        knock_outs = None
         if num_target:
-            first = reading.segment(tail_segment).tokens.start
+            first, before = reading.segment(tail_segment).tokens.start, before_tail
             if question_start is not None and not _knocks_itself_out(model):  # which has segments of our making only
-                first, before_tail = _read_up_to(model, reading, first, question_start, num_target, before_tail)
-            tail = Tail(reading.ids[first:], num_target, before_tail)
-            parts, left_out = _parts(model, tail, max_knock_outs)
-            words = str(tokenizer.decode(tail.ids[-num_target:].tolist())).strip()
-            knock_outs = KnockOuts(words, *knock_out(model, tail, parts))
+                first, before = _read_up_to(model, reading, first, question_start, num_target, before)
+            tail = Tail(reading.ids[first:], num_target, before)
+            knock_outs, left_out = _knock_outs(model, tokenizer, tail, max_knock_outs)
             notes += [f"parts were knocked out while the last {len(tail.ids)} tokens were read", *left_out]
         if waiting:
             notes.append(f"the first {len(waiting)} tokens are the memory's: they waited in it to be read")
@@ -225,12 +225,15 @@ def _recorders(
     return _Recorders(bank, mixture, tokens)
 
 
-def _parts(model: MemoryModel, tail: Tail, most_slots: int) -> tuple[list[Part], list[str]]:
-    """Return everything that can be knocked out, and notes on what was left out."""
+def _knock_outs(
+    model: MemoryModel, tokenizer: PreTrainedTokenizerBase, tail: Tail, most_slots: int
+) -> tuple[KnockOuts, list[str]]:
+    """Knock out everything that can be, one part at a time; with notes on what was left out."""
     parts, notes = bank_parts(model, tail, most_slots) if has_banks(model) else ([], [])
     parts += mixture_parts(model) if memory_mixers(model) else []
     parts += token_memory_parts(model) if _is_rmt(model) else []
-    return parts, notes
+    words = str(tokenizer.decode(tail.ids[-tail.num_target :].tolist())).strip()
+    return KnockOuts(words, *knock_out(model, tail, parts)), notes
 
 
 def _is_rmt(model: MemoryModel) -> TypeGuard[RMTForCausalLM]:
@@ -335,3 +338,13 @@ def _settled(model: MemoryModel, state: MemoryState) -> tuple[MemoryState, tuple
     """
     own: MemoryState = model.adopt(state.to(model.device), 1, weights=True)
     return replace(own, pending=()), own.pending[0] if own.pending else ()
+
+
+def _check_length(model: MemoryModel, state: MemoryState | None, num_tokens: int) -> None:
+    """Refuse a text that full attention was not made for."""
+    total = num_tokens + (0 if state is None else state.counts[0])
+    if model.longest_text is not None and total > model.longest_text:
+        raise ShapeError(
+            f"{total:,} tokens are more than the {model.longest_text:,} positions of {model.config.model_type}, whose "
+            "attention sees all of them; read a shorter text, or give the model an attention_span"
+        )
