@@ -38,13 +38,13 @@ class EndpointExplainer:
     """
 
     def __init__(self, url: str, model: str, window: int = 64, timeout: float = 60.0) -> None:
+        self.name = f"{model} at {_public(url)}"
         try:
             import openai
         except ImportError as error:
             raise BackendUnavailable(
                 'an endpoint as explainer needs the package openai: pip install "mnemon[explain]"'
             ) from error
-        self.name = f"{model} at {_public(url)}"
         self.window = window
         self._timeout = timeout
         self._model = model

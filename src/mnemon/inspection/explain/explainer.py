@@ -83,10 +83,10 @@ class Explainer(Protocol):
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...
 
     @property
-    def window(self) -> int | None: ...  # noqa: D102
+    def window(self) -> int | None: ...
 
     def explain(self, evidence: Evidence) -> Hypothesis:
         """Say what makes a unit active.

@@ -93,7 +93,9 @@ class LocalExplainer:
         """Return the ids of the ten digits: each the last token of a digit's text, before which some put a space."""
         ids = [self._part(str(digit))[-1] for digit in range(_DIGITS)]
         if len(set(ids)) < _DIGITS:
-            raise ExplainerError(f"the tokenizer of {self.name} does not tell digits apart; use another explainer", True)
+            raise ExplainerError(
+                f"the tokenizer of {self.name} does not tell digits apart; use another explainer", True
+            )
         return ids
 
     def _check_length(self, length: int) -> None:

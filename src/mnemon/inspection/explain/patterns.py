@@ -165,7 +165,9 @@ def _phrase(table: _Table, evidence: Evidence) -> str:
         return ""
     feature = table.codes.feature
     if (word := nearby_word(feature)) is not None:
-        return f"within {REACH} tokens after {_quoted([word])}" if values[0] == "yes" else f"away from {_quoted([word])}"
+        return (
+            f"within {REACH} tokens after {_quoted([word])}" if values[0] == "yes" else f"away from {_quoted([word])}"
+        )
     if feature == "kind":
         return f"on {_listed(values)}"
     if feature == "place":

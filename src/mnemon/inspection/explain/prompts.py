@@ -30,7 +30,7 @@ _EXPLAIN = (
 _SIMULATE = (
     "A unit in the memory of a language model is more active on some tokens of a text than on others. From an "
     "explanation of what it is active on, estimate its activation on every token of an excerpt, as a whole number from "
-    "0 (not active) to {top} (as active as ever); most are 0. Replace every \"unknown\" below by your estimate, and "
+    '0 (not active) to {top} (as active as ever); most are 0. Replace every "unknown" below by your estimate, and '
     "answer with all {count} lines and nothing else: number, token, tab, estimate."
 )
 _EXAMPLE_PIECES = ("The", " price", " rose", " by", " 12", " percent", " in", " 1998", ".")

@@ -15,13 +15,14 @@ is taken from the unit's own activations in random order.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mnemon.inspection.explain.activations import KINDS, UnitActivations
 from mnemon.inspection.explain.explainer import Evidence, Explainer, ExplainerError, Hypothesis
-from mnemon.inspection.trace import Excerpt, Explanation, Floats, Integers
+from mnemon.inspection.trace import Excerpt, Explanation, Floats
 
 EXCERPTS_SHOWN = 6
 EXCERPTS_SCORED = 10
@@ -56,13 +57,12 @@ def explain(
         One explanation per unit.
     """
     chosen = range(len(activations.units)) if units is None else units
-    values = activations.values.astype(np.float64)
     explanations: list[Explanation] = []
     gone: ExplainerError | None = None
     for column in chosen:
-        explanation, error = _explain_unit(activations, values, column, explainer, seed, gone)
-        gone = error if error is not None and error.lasts else gone
-        explanations.append(explanation)
+        test = _put_to_test(activations, column, explainer, seed, gone)
+        gone = test.error if test.error is not None and test.error.lasts else gone
+        explanations.append(_explanation(test, activations, column, explainer.name, seed))
         if progress is not None:
             progress(len(explanations), len(chosen))
     return tuple(explanations)
@@ -87,9 +87,7 @@ def correlation(simulated: Floats, true: Floats) -> float | None:
     return float(np.clip(deviations[0] @ deviations[1] / (norms[0] * norms[1]), -1, 1))
 
 
-def strongest_excerpts(
-    pieces: Sequence[str], activations: Floats, count: int = EXCERPTS_SHOWN
-) -> tuple[Excerpt, ...]:
+def strongest_excerpts(pieces: Sequence[str], activations: Floats, count: int = EXCERPTS_SHOWN) -> tuple[Excerpt, ...]:
     """Return excerpts around the strongest activations of a text, the strongest first, none overlapping another.
 
     Args:
@@ -110,73 +108,109 @@ def strongest_excerpts(
     return tuple(excerpts)
 
 
-def _explain_unit(
+@dataclass
+class _Test:
+    """An explanation on trial.
+
+    Attributes:
+        excerpts: what the explainer was shown.
+        hypothesis: what it said; None if it failed.
+        simulated: its simulation of held-out tokens, without those that it did not simulate.
+        places: numbers of these tokens in the text.
+        error: why the explainer failed, if it did.
+        notes: what the reader has to know.
+    """
+
+    excerpts: tuple[Excerpt, ...]
+    hypothesis: Hypothesis | None = None
+    simulated: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    places: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    error: ExplainerError | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def _explanation(test: _Test, activations: UnitActivations, column: int, name: str, seed: int) -> Explanation:
+    """Score a simulation."""
+    unit, true = activations.units[column], activations.values[test.places, column]
+    score = correlation(test.simulated, true)
+    notes = list(test.notes)
+    if len(test.places) and score is None:
+        is_constant = correlation(true, true) is None
+        notes.append(_UNDEFINED.format(what="the unit is" if is_constant else "the simulation is"))
+    return Explanation(
+        unit=unit.name,
+        block=unit.block,
+        index=unit.index,
+        explainer=name,
+        text=None if test.hypothesis is None else test.hypothesis.text,
+        score=score,
+        num_tokens=len(test.places),
+        excerpts=test.excerpts,
+        note="; ".join(notes) or None,
+        baseline=None if score is None else _baseline(test, activations, column, seed),
+    )
+
+
+def _put_to_test(
     activations: UnitActivations,
-    values: NDArray[np.float64],
     column: int,
     explainer: Explainer,
     seed: int,
     gone: ExplainerError | None,
-) -> tuple[Explanation, ExplainerError | None]:
-    """Return the explanation of one unit and the error that it met; `gone`: the explainer is not asked again."""
-    unit = activations.units[column]
+) -> _Test:
+    """Have one unit explained from the first half of a text and simulated on the second.
+
+    Args:
+        activations: of all units.
+        column: the unit.
+        explainer: who explains.
+        seed: of the random excerpts.
+        gone: why the explainer is not to be asked any more, if so.
+    """
     half = activations.num_tokens // 2
-    pieces, own = activations.pieces[:half], values[:half, column]
-    excerpts = strongest_excerpts(pieces, own)
-    hypothesis, simulated, error = None, np.zeros(0), gone
-    places = np.arange(0)
-    notes = [] if gone is None else [str(gone)]
+    pieces, own = activations.pieces[:half], activations.values[:half, column]
+    test = _Test(strongest_excerpts(pieces, own))
     if activations.num_tokens < FEWEST_TOKENS:
-        notes = [_SHORT.format(tokens=activations.num_tokens, fewest=FEWEST_TOKENS)]
-    elif gone is None:
-        try:
-            hypothesis = explainer.explain(Evidence(unit.name, KINDS[activations.kind], pieces, own, excerpts))
-            stretches = _held_out(values[half:, column], explainer.window, seed)
-            simulated, error = _simulate(explainer, hypothesis, activations.pieces[half:], stretches)
-            places = half + np.concatenate(stretches)
-        except ExplainerError as failure:
-            error = failure
-        notes += [] if error is None else [str(error)]
-    known = np.isfinite(simulated)
-    simulated, places = simulated[known], places[: len(known)][known]
-    score = correlation(simulated, values[places, column])
-    if len(places) and score is None:
-        is_constant = correlation(values[places, column], values[places, column]) is None
-        notes.append(_UNDEFINED.format(what="the unit is" if is_constant else "the simulation is"))
-    explanation = Explanation(
-        unit=unit.name,
-        block=unit.block,
-        index=unit.index,
-        explainer=explainer.name,
-        text=None if hypothesis is None else hypothesis.text,
-        score=score,
-        num_tokens=len(places),
-        excerpts=excerpts,
-        note="; ".join(notes) or None,
-        baseline=None if score is None else _baseline(simulated, values[places], column, seed),
-    )
-    return explanation, error
+        test.notes.append(_SHORT.format(tokens=activations.num_tokens, fewest=FEWEST_TOKENS))
+        return test
+    if gone is not None:
+        test.notes.append(str(gone))
+        return test
+    unit, meaning = activations.units[column].name, KINDS[activations.kind]
+    try:
+        test.hypothesis = explainer.explain(Evidence(unit, meaning, pieces, own, test.excerpts))
+    except ExplainerError as error:
+        test.error = error
+        test.notes.append(str(error))
+        return test
+    stretches = [half + stretch for stretch in _held_out(activations.values[half:, column], explainer, seed)]
+    _simulate(test, explainer, activations.pieces, stretches)
+    return test
 
 
-def _simulate(
-    explainer: Explainer, hypothesis: Hypothesis, pieces: Sequence[str], stretches: list[Integers]
-) -> tuple[NDArray[np.float64], ExplainerError | None]:
-    """Simulate stretches of a text; those that fail are NaN, and the first error, or one that lasts, is returned."""
-    simulated, error = [], None
+def _simulate(test: _Test, explainer: Explainer, pieces: Sequence[str], stretches: list[NDArray[np.intp]]) -> None:
+    """Simulate stretches of a text; what fails is left out and noted."""
+    assert test.hypothesis is not None
+    failed = 0
     for stretch in stretches:
         values = np.full(len(stretch), np.nan)
-        if error is None or not error.lasts:
+        if test.error is None or not test.error.lasts:
             try:
-                values = np.asarray(explainer.simulate(hypothesis, [pieces[token] for token in stretch]), np.float64)
-            except ExplainerError as failure:
-                error = failure if error is None or failure.lasts else error
-        simulated.append(values)
-    return np.concatenate(simulated), error
+                found = explainer.simulate(test.hypothesis, [pieces[token] for token in stretch])
+                values = np.asarray(found, dtype=np.float64)
+            except ExplainerError as error:
+                test.error = error
+        known = np.isfinite(values)
+        failed += not known.any()
+        test.simulated = np.concatenate([test.simulated, values[known]])
+        test.places = np.concatenate([test.places, stretch[known]])
+    if test.error is not None:
+        test.notes.append(f"{failed} of {len(stretches)} held-out excerpts were not simulated: {test.error}")
 
 
-def _held_out(values: Floats, window: int | None, seed: int) -> list[Integers]:
+def _held_out(values: Floats, explainer: Explainer, seed: int) -> list[NDArray[np.intp]]:
     """Choose the stretches of the held-out text that are simulated; returns the tokens of each, in order."""
-    tokens = np.arange(len(values))
+    tokens, window = np.arange(len(values)), explainer.window
     if window is None or len(values) <= window:
         return [tokens]
     stretches = [tokens[first : first + window] for first in range(0, len(values) - window + 1, window)]
@@ -187,12 +221,12 @@ def _held_out(values: Floats, window: int | None, seed: int) -> list[Integers]:
     return [stretches[number] for number in sorted([*top.tolist(), *drawn.tolist()])]
 
 
-def _baseline(simulated: Floats, values: NDArray[np.float64], column: int, seed: int) -> float | None:
-    """Return the mean correlation of a simulation with units it is not about; values [held-out tokens, U]."""
+def _baseline(test: _Test, activations: UnitActivations, column: int, seed: int) -> float | None:
+    """Return the mean correlation of a simulation with units it is not about."""
     numbers = np.random.default_rng(seed)
-    others = np.delete(np.arange(values.shape[1]), column)
-    compared = [values[:, other] for other in numbers.permutation(others)[:_OTHERS]]
+    others = np.delete(np.arange(len(activations.units)), column)
+    compared = [activations.values[test.places, other] for other in numbers.permutation(others)[:_OTHERS]]
     if not len(others):
-        compared = [numbers.permutation(values[:, column]) for _ in range(_OTHERS)]
-    scores = [score for other in compared if (score := correlation(simulated, other)) is not None]
+        compared = [numbers.permutation(activations.values[test.places, column]) for _ in range(_OTHERS)]
+    scores = [score for other in compared if (score := correlation(test.simulated, other)) is not None]
     return float(np.mean(scores)) if scores else None
