@@ -82,6 +82,15 @@ def _after(count: int) -> Callable[..., list[str]]:
     return values
 
 
+def _back(count: int) -> Callable[..., list[str]]:
+    """Return the function that gives the token `count` places before a token."""
+
+    def values(pieces: Sequence[str], texts: list[str], kinds: list[str]) -> list[str]:
+        return [_START] * min(count, len(texts)) + texts[:-count]
+
+    return values
+
+
 def _places(pieces: Sequence[str], texts: list[str], kinds: list[str]) -> list[str]:
     """Return the number of each token in its sentence, from 1; large numbers are one value."""
     values, place = [], 0
@@ -106,10 +115,12 @@ _FUNCTIONS: dict[str, Callable[..., list[str]]] = {
     "kind": lambda pieces, texts, kinds: kinds,
     "place": _places,
     "after1": _after(1),
+    "back2": _back(2),
+    "back3": _back(3),
     "after2": _after(2),
-    "after3": _after(3),
     "pair": lambda pieces, texts, kinds: [f"{a} {b}" for a, b in zip([_START, *texts[:-1]], texts, strict=True)],
+    "after3": _after(3),
 }
 
 FEATURES = tuple(_FUNCTIONS)
-"""Features with a fixed name, from the simplest to the most special; of equally good ones the simpler is taken."""
+"""Features with a fixed name, from the simplest to the most special."""

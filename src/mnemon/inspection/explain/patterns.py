@@ -6,11 +6,13 @@ The simulated activation is a sum of tables, one per feature (`mnemon.inspection
 
 Tables are added one after the other, each fitted to what those before leave over, as means shrunk towards 0
 (w = sum of residuals / (count + 2); values seen once get 0). The next one is the table that predicts best in two-fold
-cross-validation within the text that explanations are made from; when none helps, the explanation is complete. Its
-words name the strongest entries of each table, so that words and simulation say the same.
+cross-validation within the text that explanations are made from, or, of those nearly as good, the one with the fewest
+values; when none helps, the explanation is complete. Its words name the strongest entries of each table, so that words
+and simulation say the same.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnemon.inspection.explain.explainer import Evidence, Hypothesis, Pattern
-from mnemon.inspection.explain.features import FEATURES, REACH, feature_values, nearby, nearby_word
+from mnemon.inspection.explain.features import FEATURES, REACH, feature_values, nearby, nearby_word, words
 from mnemon.inspection.trace import Floats
 
 _PRIOR = 2.0  # tokens without effect that every value is believed to have been seen on besides
@@ -26,10 +28,16 @@ _MOST_TABLES = 4
 _LEAST_GAIN = 0.005  # of the error that is left, for one more table
 _WEAK = 0.02  # gain of all tables together, of the variance, below which the words say that it is little
 _FOLD = 64  # tokens; folds are made of stretches, because neighbours are alike
-_SHOWN = 5
+_NEARLY = 0.9  # of the best table's gain, for a simpler one to be taken
+_SHOWN = 5  # values of a table that are named in words
+_SHOWN_CONTEXTS = 3  # of several tokens each
+_EXAMPLES = 3
+_CONTEXTS = ("after2", "after3", "pair")
 _LEAST_SHARE = 0.25  # of the strongest entry's evidence, to be named beside it
 _MOST_OF_A_KIND = 0.9
 _FEWEST_OF_A_KIND = 3
+
+_RELATION = {"pair": "at", "back2": "two tokens after", "back3": "three tokens after"}
 
 Vector = NDArray[np.float64]
 
@@ -59,10 +67,13 @@ class PatternExplainer:
                 for name, codes in found.items()
                 if name not in used
             }
-            name = min(trials, key=lambda one: float(trials[one] @ trials[one]))
-            before, after = float(held_out @ held_out), float(trials[name] @ trials[name])
-            if tables and after > (1 - _LEAST_GAIN) * before:
+            before = float(held_out @ held_out)
+            gains = {name: before - float(left @ left) for name, left in trials.items()}
+            best = max(gains.values())
+            if tables and best < _LEAST_GAIN * before:
                 break
+            nearly = [name for name, gain in gains.items() if gain >= min(_NEARLY * best, best)]
+            name = min(nearly, key=lambda one: len(found[one].names))
             table = _Table.fit(found[name], residual)
             tables.append(table)
             residual, held_out = residual - table.predicted, trials[name]
@@ -132,7 +143,8 @@ class _Table:
     def strongest(self) -> list[int]:
         """Numbers of the values that raise the activation most clearly, the clearest first."""
         clarity = self.weights * np.sqrt(self.codes.counts)
-        order = [int(number) for number in np.argsort(-clarity, kind="stable")[:_SHOWN]]
+        most = _SHOWN_CONTEXTS if self.codes.feature in _CONTEXTS else _SHOWN
+        order = [int(number) for number in np.argsort(-clarity, kind="stable")[:most]]
         return [number for number in order if clarity[number] > 0 and clarity[number] >= _LEAST_SHARE * clarity.max()]
 
 
@@ -169,12 +181,12 @@ def _phrase(table: _Table, evidence: Evidence) -> str:
             f"within {REACH} tokens after {_quoted([word])}" if values[0] == "yes" else f"away from {_quoted([word])}"
         )
     if feature == "kind":
-        return f"on {_listed(values)}"
+        return f"on {_listed([_with_examples(value, evidence) for value in values])}"
     if feature == "place":
         return f"on token {_listed(values)} of a sentence"
     if feature == "token":
         return f"on {_kind_of(table, evidence)}{_quoted(values)}"
-    return f"{'at' if feature == 'pair' else 'after'} {_quoted(values)}"
+    return f"{_RELATION.get(feature, 'after')} {_quoted(values)}"
 
 
 def _kind_of(table: _Table, evidence: Evidence) -> str:
@@ -190,6 +202,13 @@ def _kind_of(table: _Table, evidence: Evidence) -> str:
     # Where most tokens of a text are words in lower case, that is nothing to have in common.
     is_special = float((kinds == common).mean()) < share / 2
     return f"{common} such as " if share >= _MOST_OF_A_KIND and is_special else ""
+
+
+def _with_examples(kind: str, evidence: Evidence) -> str:
+    """Name a kind of token with its most frequent ones."""
+    kinds = feature_values(evidence.pieces, "kind")
+    own = (text for text, one in zip(words(evidence.pieces), kinds, strict=True) if one == kind)
+    return f"{kind} such as {_quoted([text for text, _ in Counter(own).most_common(_EXAMPLES)])}"
 
 
 def _quoted(values: list[str]) -> str:
