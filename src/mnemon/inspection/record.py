@@ -49,6 +49,8 @@ _BYTES_PER_COLUMN = 3 * 2  # of one slot of one block
 _BYTES_PER_SEGMENT = 3 * 2 + 4
 _MOST_LOOK_UPS = 8_000  # times slots and blocks
 _LAST_WORDS = 8
+_BROKEN = "\ufffd"  # what a tokenizer gives for a part of a character
+_LONGEST_CHARACTER = 16  # tokens, generously
 
 Progress = Callable[[int, int], None]
 """Called with the tokens read so far, and all."""
@@ -130,17 +132,26 @@ def record(
 
 
 def column_texts(reading: Reading, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Return the text of every column, with the blanks that its tokens stand for."""
+    """Return the text of every column, with the blanks that its tokens stand for.
 
-    def decoded(first: int, end: int) -> str:
-        return str(tokenizer.decode(reading.ids[first:end].tolist(), clean_up_tokenization_spaces=False))
+    A character that is made of the tokens of two columns belongs to the second.
+    """
 
+    def decoded(end: int) -> str:
+        return str(tokenizer.decode(reading.ids[context:end].tolist(), clean_up_tokenization_spaces=False))
+
+    longest_wait = _LONGEST_CHARACTER + int(np.diff(reading.starts).max())
     texts = []
-    for first, end in zip(reading.starts[:-1].tolist(), reading.starts[1:].tolist(), strict=True):
-        # Alone, some tokenizers drop the blank in front of the first token.
-        before = decoded(max(first - 1, 0), first)
-        both = decoded(max(first - 1, 0), end)
-        texts.append(both[len(before) :] if both.startswith(before) else decoded(first, end))
+    context, done = 0, 0  # first token that is decoded, and how many characters of what is decoded have been given out
+    for end in reading.starts[1:].tolist():
+        text = decoded(end)
+        is_open = text.endswith(_BROKEN) and end < reading.num_tokens and end - context < longest_wait
+        text = text.rstrip(_BROKEN) if is_open else text
+        texts.append(text[done:])
+        done = max(done, len(text))
+        if not is_open:  # alone, some tokenizers drop the blank in front of a token, so the last one stays in front
+            context = end - 1
+            done = len(decoded(end))
     return tuple(texts)
 
 

@@ -62,35 +62,37 @@ class BankRecorder:
         look_ups: int = _MOST_LOOK_UPS,
         precision: Any = np.float16,
     ) -> None:
-        self.model = model
-        self.reading = reading
-        self.is_depth = model.config.flow == "depth"
+        self._model = model
+        self._is_depth = model.config.flow == "depth"
         start = model.initial_state(1) if state is None else state
-        self.bank = list(start.bank.unbind(1))
-        self.kept = list(start.kept.unbind(1))
+        # Of every bank: what stands, how much of the initial bank is left in it, and what is left of what stood when
+        # the running segment began; of every slot the share left by a segment, summed over segments.
+        self._standing = list(start.bank.unbind(1))
+        self._kept = list(start.kept.unbind(1))
         every = np.arange(model.config.num_slots)
-        self.columns = [
+        self._blocks = [
             _BlockColumns(reading, every if slots is None else slots[order], precision)
             for order in range(len(model.banks))
         ]
-        self.left = np.full((len(self.bank), reading.num_segments, model.config.num_slots), np.nan)
-        self.words = SlotWords(model, tokenizer)
-        self.look_ups = look_up_segments(reading, look_ups, state is not None)
+        self._running: list[Tensor] = []
+        self._left: Floats = np.zeros((len(self._standing), model.config.num_slots))
+        self._num_updates = 0
+        self._words = SlotWords(model, tokenizer)
+        self._look_ups = look_up_segments(reading, look_ups, state is not None)
         self.notes: list[str] = []
         if slots is not None:
             self.notes.append(f"of {model.config.num_slots} slots, the {len(slots[0])} that are read most are shown")
         self._queries: list[Tensor] = []
-        self._running: list[Tensor] = []
 
     @contextmanager
     def watch(self, segment: Segment) -> Iterator[None]:
         """Watch one call of the model on one segment."""
         self._queries = []
-        self._running = list(self.bank)
-        initial = self.model.initial_memory
-        shares = [written_share(bank, kept, initial)[0] for bank, kept in zip(self.bank, self.kept, strict=True)]
+        self._running = list(self._standing)
+        initial = self._model.initial_memory
+        shares = [written_share(bank, kept, initial)[0] for bank, kept in zip(self._standing, self._kept, strict=True)]
         with ExitStack() as stack:
-            for order, bank in enumerate(self.model.banks):
+            for order, bank in enumerate(self._model.banks):
                 share = shares[self._layer(order)]
                 stack.enter_context(calls_through(bank, "read", partial(self._see_read, order, segment, share)))
                 stack.enter_context(calls_through(bank, "gather", partial(self._see_gather, order, segment)))
@@ -100,20 +102,21 @@ class BankRecorder:
     def read(self, segment: Segment, state: MemoryState) -> None:
         """Ask the bank after the segment what its tokens asked the bank before it; look up words."""
         assert isinstance(state, LM2State)
-        if segment.number == 0 and -1 in self.look_ups:
+        if segment.number == 0 and -1 in self._look_ups:
             self._look_up()
         if not segment.complete:
             return
-        for layer, (left, held) in enumerate(zip(self._running, self.bank, strict=True)):
+        self._num_updates += 1
+        for layer, (left, held) in enumerate(zip(self._running, self._standing, strict=True)):
             share = left.norm(dim=-1) / held.norm(dim=-1).clamp_min(_TINY)
-            self.left[layer, segment.number] = share[0].cpu().numpy()
-        self.bank = list(state.bank.unbind(1))
+            self._left[layer] += share[0].cpu().numpy()
+        self._standing = list(state.bank.unbind(1))
         with torch.no_grad():
-            for order, bank in enumerate(self.model.banks):
-                updated = bank.open_segment(rms_normalise(self.bank[self._layer(order)]))
+            for order, bank in enumerate(self._model.banks):
+                updated = bank.open_segment(rms_normalise(self._standing[self._layer(order)]))
                 weights = mean_read_weights(bank, self._queries[order], updated)
-                self.columns[order].put_means("read_after", segment, weights)
-        if segment.number in self.look_ups:
+                self._blocks[order].put_means("read_after", segment, weights)
+        if segment.number in self._look_ups:
             self._look_up()
 
     def blocks(self) -> tuple[BankBlock, ...]:
@@ -124,36 +127,34 @@ class BankRecorder:
         gates of all blocks, because the one bank runs through them all. With the mean r over all complete segments, the
         half-life is log(1/2) / log(r): infinite for r = 1, 0 for r = 0, NaN if no segment was complete.
         """
-        found = []
-        for order, (block, columns) in enumerate(zip(self.model.memory, self.columns, strict=True)):
-            kept = self.left[self._layer(order)][:, columns.slots]
-            found.append(
-                BankBlock(
-                    block=int(block),
-                    slots=columns.slots.astype(np.int32),
-                    half_life=half_life(kept),
-                    word_segments=np.array(self.look_ups, dtype=np.int32),
-                    words=tuple(columns.words),
-                    word_scores=np.stack(columns.word_scores)
-                    if columns.word_scores
-                    else np.zeros((0, len(columns.slots), _FEW_WORDS), dtype=np.float32),
-                    **columns.arrays,
-                )
+        mean_left = self._left / self._num_updates if self._num_updates else np.full_like(self._left, np.nan)
+        return tuple(
+            BankBlock(
+                block=int(block),
+                slots=columns.slots.astype(np.int32),
+                half_life=half_life(mean_left[self._layer(order), columns.slots]),
+                word_segments=np.array(self._look_ups, dtype=np.int32),
+                words=tuple(columns.words),
+                word_scores=np.array(columns.word_scores, dtype=np.float32).reshape(
+                    len(columns.words), len(columns.slots), self._words.few
+                ),
+                **columns.arrays,
             )
-        return tuple(found)
+            for order, (block, columns) in enumerate(zip(self._model.memory, self._blocks, strict=True))
+        )
 
     def _layer(self, order: int) -> int:
-        return 0 if self.is_depth else order
+        return 0 if self._is_depth else order
 
     def _see_read(
         self, order: int, segment: Segment, share: Tensor, read: Any, x: Tensor, bank: SegmentRead, **options: Any
     ) -> ReadResult:
         result: ReadResult = read(x, bank, **options)
         with torch.no_grad():
-            module = self.model.banks[order]
+            module = self._model.banks[order]
             self._queries.append(module.read_queries(x))
             weights = mean_read_weights(module, self._queries[order], bank)
-            columns = self.columns[order]
+            columns = self._blocks[order]
             columns.put_means("read", segment, weights)
             columns.put_means("read_on_written", segment, weights @ share.to(weights.dtype), every_slot=False)
             columns.put_means("output_gate", segment, result.output_gate[0].mean(dim=-1), every_slot=False)
@@ -172,8 +173,8 @@ class BankRecorder:
     ) -> WriteStatistics:
         statistics: WriteStatistics = gather(residual, positions, valid, bank, *others)
         with torch.no_grad():
-            shares = self.model.banks[order].write_shares(residual, positions, bank, statistics)
-            self.columns[order].put_sums("write", segment, shares[0].mean(dim=0).T)
+            shares = self._model.banks[order].write_shares(residual, positions, bank, statistics)
+            self._blocks[order].put_sums("write", segment, shares[0].mean(dim=0).T)
         return statistics
 
     def _see_update(
@@ -185,10 +186,10 @@ class BankRecorder:
         layer = self._layer(order)
         with torch.no_grad():
             self._running[layer] = self._running[layer] * gates.forget_gate
-            self.kept[layer] = self.kept[layer] * gates.forget_gate
-            share = written_share(updated, self.kept[layer], self.model.initial_memory)
+            self._kept[layer] = self._kept[layer] * gates.forget_gate
+            share = written_share(updated, self._kept[layer], self._model.initial_memory)
             change = (updated - bank).norm(dim=-1) / updated.norm(dim=-1).clamp_min(_TINY)
-            columns = self.columns[order]
+            columns = self._blocks[order]
             columns.put_segment("input_gate", segment, gates.input_gate[0].mean(dim=-1))
             columns.put_segment("forget_gate", segment, gates.forget_gate[0].mean(dim=-1))
             columns.put_segment("written_share", segment, share[0])
@@ -196,9 +197,9 @@ class BankRecorder:
         return updated, gates
 
     def _look_up(self) -> None:
-        for order, columns in enumerate(self.columns):
-            slots = torch.from_numpy(columns.slots).to(self.bank[0].device)
-            words, scores = self.words.nearest(order, self.bank[self._layer(order)][0, slots])
+        for order, columns in enumerate(self._blocks):
+            slots = torch.from_numpy(columns.slots).to(self._standing[0].device)
+            words, scores = self._words.nearest(order, self._standing[self._layer(order)][0, slots])
             columns.words.append(words)
             columns.word_scores.append(scores)
 
@@ -251,28 +252,29 @@ class SlotWords:
     Args:
         model: the model.
         tokenizer: its tokenizer.
+        few: words per slot.
     """
 
-    def __init__(self, model: LM2ForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: LM2ForCausalLM, tokenizer: PreTrainedTokenizerBase, few: int = _FEW_WORDS) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.few = min(few, model.config.vocab_size)
         self.norm = final_norm(model.segmented.base)
         self._texts: dict[int, str] = {}
 
     @torch.no_grad()
-    def nearest(self, order: int, slots: Tensor, few: int = _FEW_WORDS) -> tuple[tuple[tuple[str, ...], ...], Floats]:
+    def nearest(self, order: int, slots: Tensor) -> tuple[tuple[tuple[str, ...], ...], Floats]:
         """Return the nearest words of slots [J, W], and their logits [J, few].
 
         Args:
             order: which bank, counted among the blocks with memory.
             slots: the slots.
-            few: words per slot.
         """
         bank = self.model.banks[order]
         weight = bank.read_value.weight
         added = bank.output(bank.read_value(rms_normalise(slots).to(weight.dtype)))
         head: nn.Module = self.model.get_output_embeddings()
-        found = head(self.norm(added)).topk(min(few, self.model.config.vocab_size), dim=-1)
+        found = head(self.norm(added)).topk(self.few, dim=-1)
         words = tuple(tuple(self._text(index) for index in row) for row in found.indices.tolist())
         return words, found.values.float().cpu().numpy()
 
@@ -296,12 +298,12 @@ def mean_read_weights(bank: MemoryBank, queries: Tensor, segment: SegmentRead) -
 
 
 def half_life(kept: Floats) -> Floats:
-    """Return after how many segments half is left, [J], of the shares [S, J] kept in each (NaN = not updated)."""
-    counts = (~np.isnan(kept)).sum(axis=0)
-    mean = np.where(counts > 0, np.nansum(kept, axis=0) / np.maximum(counts, 1), np.nan)
+    """Return after how many updates half is left of what an update keeps the given shares of, log(1/2) / log(share)."""
+    # A gate is a rounded number: what differs from 1 by rounding alone forgets nothing.
+    forgets = ~(kept >= 1 - 1e-6)
     with np.errstate(divide="ignore"):
-        # A gate is a rounded number: what differs from 1 by rounding alone forgets nothing.
-        return np.where(mean >= 1 - 1e-6, np.inf, np.log(0.5) / np.log(np.minimum(mean, 1 - 1e-6))).astype(np.float32)
+        found = np.log(0.5) / np.log(np.where(forgets, kept, 0.5))
+    return np.asarray(np.where(forgets, found, np.inf), dtype=np.float32)
 
 
 def look_up_segments(reading: Reading, most: int, holds_something: bool) -> list[int]:

@@ -5,17 +5,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 
 @contextmanager
-def calls_through(module: nn.Module, method: str, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """For the duration of the context, let calls of one module's method go through a function.
+def calls_through(module: Any, method: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """For the duration of the context, let calls of one object's method go through a function.
 
-    Contexts may be nested; the one entered last is called first. Nothing stays on the module.
+    Contexts may be nested; the one entered last is called first. Nothing stays on the object.
 
     Args:
-        module: the module; others of its class are not touched.
+        module: a module or other object; others of its class are not touched.
         method: name of the method.
         wrapper: called with the method and its arguments; what it returns is what the caller gets.
     """
