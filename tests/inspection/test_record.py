@@ -15,16 +15,16 @@ from transformers import AutoModelForCausalLM
 
 from mnemon.data.babilong import generate
 from mnemon.errors import ConfigError, DataError, MnemonError, ShapeError, StateError
-from mnemon.inspection.predictions import NextTokens
+from mnemon.inspection.predictions import NextTokens, greedy_answer
 from mnemon.inspection.reading import plan_reading, read_segments, segment_length
 from mnemon.inspection.record import column_texts, record
 from mnemon.inspection.record_mixture import mixture_parts
 from mnemon.inspection.sources import babilong_source, memory_source, sample_source, text_source
 from mnemon.inspection.trace import Source, Trace, load_trace, save_trace
-from mnemon.models.base_model import fingerprint
 from mnemon.models.loading import load_model
 from mnemon.models.memory_model import MemoryModel
-from mnemon.models.state import MemoryCache
+from mnemon.models.provenance import model_fingerprint
+from mnemon.models.state import MemoryCache, MemoryState
 
 TEXT = Source("text", "made up")
 LENGTH = 3 * SEGMENT + 4
@@ -101,13 +101,14 @@ def test_a_trace_says_what_was_read_and_comes_back_from_its_file(tmp_path: Path)
     ids = tokens(1, LENGTH)[0]
     trace = recorded("lm2-depth", ids, target=[7, 8], question_start=LENGTH - 6, name="tiny")
     assert (trace.model, trace.family, trace.source) == ("tiny", "lm2", TEXT)
-    assert trace.fingerprint == fingerprint(model_of("lm2-depth"))
+    assert trace.fingerprint == model_fingerprint(model_of("lm2-depth"))
     assert trace.text.num_tokens == LENGTH + 2
     assert "".join(trace.text.pieces).split() == [f"w{index}" for index in [*ids.tolist(), 7, 8]]
     assert trace.text.segments.tolist() == [0, 7, 14, 21, 27]
     assert not trace.text.complete
     assert any("incomplete" in note for note in trace.notes)
     assert trace.knock_outs.target == "w7 w8"
+    assert not any("own" in note for note in trace.notes)
     known = trace.predictions.with_memory[-2:].mean()
     assert trace.knock_outs.log_probability == pytest.approx(known, abs=1e-5)
     back = load_trace(save_trace(tmp_path / "a.trace.safetensors", trace))
@@ -134,6 +135,17 @@ def test_only_some_of_many_slots_are_shown_and_the_trace_says_so() -> None:
     assert [len(block.slots) for block in trace.bank] == [2, 2, 2]
     assert "of 5 slots, the 2 that are read most are shown" in trace.notes
     assert sum(part.kind == "slot" for part in trace.knock_outs.parts) == 3
+
+
+def test_a_trace_of_many_tokens_and_slots_keeps_to_its_budget(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 500, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    base = llama_config(num_hidden_layers=4, num_key_value_heads=1, max_position_embeddings=10**6, **sizes)
+    bank = {"num_slots": 80, "slot_dim": 8, "num_memory_heads": 1, "segment_length": 256, "attention_span": 256}
+    model = lm2(base, flow="layer", **bank).float()
+    trace = record(model, word_tokenizer(500), tokens(1, 12_000)[0].tolist(), TEXT)
+    assert [block.read.shape[1] for block in trace.bank] == [64] * 4
+    assert 1000 < trace.text.num_columns < 4000
+    assert save_trace(tmp_path / "a.trace.safetensors", trace).stat().st_size < 6_000_000
 
 
 def test_one_token_alone_is_recorded_without_a_causal_check() -> None:
@@ -177,19 +189,65 @@ def test_without_its_memories_a_mixture_reads_every_stretch_by_itself() -> None:
     assert abs(known[17:] - unknown[17:]).max() > 1e-3
 
 
-def test_a_prompt_is_read_after_what_a_memory_holds() -> None:
+def test_a_mixture_is_asked_from_the_question_on_and_its_answer_split_before_the_target() -> None:
+    model, ids, start = model_of("mom"), tokens(1, 40)[0], 21
+    trace = recorded("mom", ids, target=[9], question_start=start)
+    assert any(f"the last {40 + 1 - start} tokens" in note for note in trace.notes)
+    assert 39 in {contribution.reader for contribution in trace.mixture[0].contributions}
+    everything = next(part for part in mixture_parts(model) if part.kind == "all")
+    cache = MemoryCache()
+    with torch.no_grad():
+        model(input_ids=ids[None, :start], past_key_values=cache)
+        with everything.removed():
+            logits = model(input_ids=ids[None, start:], past_key_values=cache).logits[0, -1]
+    (found,) = (part for part in trace.knock_outs.parts if part.kind == "all")
+    assert found.log_probability == pytest.approx(float(logits.log_softmax(dim=-1)[9]), abs=1e-6)
+
+
+def test_a_prompt_is_read_after_what_a_memory_holds_and_the_models_own_answer_measured() -> None:
     model, ids, cut = model_of("lm2-depth"), tokens(1, LENGTH)[0], SEGMENT + 3
     cache = MemoryCache()
     with torch.no_grad():
         model(input_ids=ids[None, :cut], past_key_values=cache)
+        given = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        answer = model.generate(ids[None, cut:], memory=cache.state, **given)[0, LENGTH - cut :]
     prompt = " ".join(f"w{index}" for index in ids[cut:].tolist())
     read = memory_source(cache.state, "a.memory", prompt, word_tokenizer())
-    trace = record(model, word_tokenizer(), read.ids, read.source, state=read.state)
-    whole = recorded("lm2-depth", ids)
+    trace = record(model, word_tokenizer(), **vars(read))
+    whole = recorded("lm2-depth", torch.cat([ids, answer]))
     assert trace.source == Source("memory", "a.memory", question=prompt)
+    assert trace.knock_outs.target == " ".join(f"w{index}" for index in answer.tolist())
+    assert any("the model's own" in note for note in trace.notes)
+    assert any(f"the last {LENGTH - cut + 16} tokens" in note for note in trace.notes)
     np.testing.assert_allclose(trace.predictions.with_memory[1:], whole.predictions.with_memory[cut + 1 :], atol=1e-6)
     np.testing.assert_allclose(trace.bank[2].read, whole.bank[2].read[cut:], atol=1e-3)
     assert trace.bank[0].word_segments[0] == -1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_that_wait_in_a_memory_file_are_read_first_and_shown(name: str, tmp_path: Path) -> None:
+    model, ids = model_of(name), tokens(1, 3 * SEGMENT)[0]
+    path = model.memorize(ids[None, :-4]).save(tmp_path / "a.memory.safetensors")
+    state = MemoryState.load(path)
+    waiting = len(state.pending[0])
+    read = memory_source(state, "a", " ".join(f"w{index}" for index in ids[-4:].tolist()), word_tokenizer())
+    trace = record(model, word_tokenizer(), **vars(read))
+    assert waiting == (17 if name == "mom" else SEGMENT - 4)
+    shown = "".join(trace.text.pieces).split()[: waiting + 4]
+    assert shown == [f"w{index}" for index in ids[-waiting - 4 :].tolist()]
+    assert any(f"the first {waiting} tokens are the memory's" in note for note in trace.notes)
+    with torch.no_grad():
+        logits = model(input_ids=ids[None]).logits[0].log_softmax(dim=-1)
+    expected = logits[-waiting - 4 : -1].gather(1, ids[-waiting - 3 :, None])[:, 0]
+    np.testing.assert_allclose(trace.predictions.with_memory[1 : waiting + 4], expected.numpy(), atol=1e-5)
+
+
+def test_an_answer_ends_where_the_model_ends_it() -> None:
+    model, ids = model_of("rmt"), tokens(1, 5)[0].tolist()
+    free = greedy_answer(model, ids, None, None, 6)
+    assert len(free) == 6
+    assert greedy_answer(model, ids, None, free[0], 6) == []
+    assert greedy_answer(model, ids, None, free[3], 6) == free[: free.index(free[3])]
 
 
 def test_what_cannot_be_recorded_is_refused_in_one_line() -> None:
@@ -202,6 +260,7 @@ def test_what_cannot_be_recorded_is_refused_in_one_line() -> None:
         (ConfigError, lambda: record(window, tokenizer, ids, TEXT)),
         (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [], TEXT)),
         (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [3, 50], TEXT)),
+        (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [3] * 513, TEXT)),
         (StateError, lambda: record(model_of("lm2-depth"), tokenizer, ids, TEXT, state=two_rows)),
         (StateError, lambda: record(model_of("lm2-depth"), tokenizer, ids, TEXT, state=rmt(llama_config())
                                     .initial_state(1))),

@@ -129,8 +129,8 @@ class MixtureRecorder:
                     split.go_back(joined(calls[layer]), first)
         if self._more_readers:
             self.notes.append(
-                "contributions are shown for a few tokens: the last that was read, and those after which a token came "
-                "that is rare in the text and was expected with most confidence"
+                "contributions are shown for a few tokens: the last of the text (before the answer), and those after "
+                "which a token came that is rare in the text and was expected with most confidence"
             )
         return {layer.mixer.index: tuple(split.results()) for layer, split in splits.items()}
 
