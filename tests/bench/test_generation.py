@@ -215,7 +215,7 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path: Path, capsys:
         (["--rule", "glaa"], "did you mean 'gla'"),
         (["--top-k", "9"], "top_k=9 exceeds num_memories=4"),
         (["--prefixes", "x"], "--prefixes takes numbers"),
-        (["--heads", "3"], "--width 128 with --heads 3"),
+        (["--heads", "3"], "--width 64 with --heads 3"),
         (["--span", "8"], "--span 8 is below the segment length 256"),
         (["--dtype", "int8"], "unknown dtype"),
     ):

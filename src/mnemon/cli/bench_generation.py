@@ -26,9 +26,9 @@ def generation(
     prefixes: Annotated[str, typer.Option(help="Tokens read before; 4k is 4096.")] = "1k,8k,32k,128k",
     long: Annotated[bool, typer.Option("--long", help="Add a prefix of 1M tokens.")] = False,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after each prefix.")] = 1024,
-    width: Annotated[int, typer.Option(min=1, help="Model width.")] = 128,
+    width: Annotated[int, typer.Option(min=1, help="Model width.")] = 64,
     layers: Annotated[int, typer.Option(min=1, help="Blocks.")] = 2,
-    heads: Annotated[int, typer.Option(min=1, help="Heads; divide the width.")] = 4,
+    heads: Annotated[int, typer.Option(min=1, help="Heads; divide the width.")] = 2,
     feed_forward: Annotated[
         int | None, typer.Option(min=1, help="Width of the plain model's feed-forward layers. (default: 4 x width)")
     ] = None,
@@ -45,7 +45,7 @@ def generation(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds of generation; the models take turns.")] = 1,
     time_limit: Annotated[
         float, typer.Option(min=1, help="Seconds for all of a model; what is expected to take longer is left out.")
-    ] = 60.0,
+    ] = 75.0,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds: does everything run?")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results. (default: runs/bench/generation)")

@@ -55,7 +55,7 @@ class GenerationSettings:
     prefixes: tuple[int, ...]
     new_tokens: int = 1024
     repeats: int = 1
-    time_limit: float = 60.0
+    time_limit: float = 75.0
     segment_length: int = 256
     attention_span: int = 512
     num_slots: int = 64
