@@ -174,7 +174,14 @@ def test_the_sentences_say_how_time_and_memory_change() -> None:
     first, second = findings(GenerationRun(SETTINGS, "", {}, cells=cells))
     assert first == "From 32 to 64 tokens the time to generate of plain grows 2.5 times and its peak memory 3.0 times."
     assert "between 1.10 (lm2) and 1.10 times (lm2)" in second
-    assert "peak memory grows by 2.0 MiB at most (lm2); the state has the same size after every prefix" in second
+    assert "peak memory grows by 2.0 MiB at most (lm2), counted from" in second
+    assert "the state has the same size after every prefix" in second
+
+
+def test_short_prefixes_do_not_count_as_growing_memory() -> None:
+    peaks = ((1024, 1), (8192, 4), (32_768, 5))
+    cells = tuple(Cell("lm2", prefix, 1.0, (2.0,), 7, peak * MIB) for prefix, peak in peaks)
+    assert "grows by 1.0 MiB at most" in findings(GenerationRun(SETTINGS, "", {}, cells=cells))[0]
 
 
 def test_the_page_shows_what_was_left_out(faked: GenerationRun) -> None:

@@ -69,7 +69,8 @@ def markdown(run: GenerationRun, title: str, figure: str) -> str:
         "## Peak memory over the weights, MiB\n",
         _table(run, lambda cell: f"{cell.peak_bytes / _MIB:.1f}"),
         "Highest memory while the prefix is read and the tokens are generated, minus that of the built model: on a CPU "
-        "the resident set, on CUDA what the allocator holds. It holds what is carried, activations and work space.\n",
+        "the resident set, on CUDA what the allocator holds. It holds what is carried, activations and work space, of "
+        "which a prefix shorter than a piece needs less.\n",
     ]
     left_out = [f"- {cell.model} after {cell.prefix:,} tokens: {cell.left_out}.\n" for cell in _missing(run)]
     if left_out:
@@ -94,14 +95,15 @@ def findings(run: GenerationRun) -> list[str]:
     constant = {name: cells for name, cells in constant.items() if len(cells) > 1}
     if constant:
         ratios = {name: _seconds(cells[-1]) / _seconds(cells[0]) for name, cells in constant.items()}
-        added = {name: (cells[-1].peak_bytes - cells[0].peak_bytes) / _MIB for name, cells in constant.items()}
+        added = {name: _added_peak(cells) / _MIB for name, cells in constant.items()}
         grown = max(added, key=lambda name: added[name])
         low, high = (pick(ratios, key=lambda name: ratios[name]) for pick in (min, max))
         same = all(len({cell.state_bytes for cell in cells}) == 1 for cells in constant.values())
         said.append(
             "Of the models with a memory of constant size the time changes between "
             f"{ratios[low]:.2f} ({low}) and {ratios[high]:.2f} times ({high}) from the shortest prefix to the longest "
-            f"that was measured; peak memory grows by {added[grown]:.1f} MiB at most ({grown}); the state "
+            f"that was measured; peak memory grows by {added[grown]:.1f} MiB at most ({grown}), counted from the first "
+            f"prefix of {2 * PIECE:,} tokens or more if there are several; the state "
             f"{'has the same size after every prefix' if same else 'does NOT have the same size after every prefix'}."
         )
     return said
@@ -190,6 +192,13 @@ def _table(run: GenerationRun, write_cell: Callable[[Cell], str]) -> str:
         cells = {cell.prefix: write_cell(cell) for cell in run.of(name)}
         body.append((name, *(cells.get(prefix, "–") for prefix in run.settings.prefixes)))
     return grid(("model", *(f"{prefix:,}" for prefix in run.settings.prefixes)), body)
+
+
+def _added_peak(cells: list[Cell]) -> int:
+    """Return the bytes by which the peak grows; a prefix shorter than two pieces of reading needs less work space."""
+    settled = [cell for cell in cells if cell.prefix >= 2 * PIECE]
+    first = settled[0] if len(settled) > 1 else cells[0]
+    return cells[-1].peak_bytes - first.peak_bytes
 
 
 def _missing(run: GenerationRun) -> list[Cell]:
