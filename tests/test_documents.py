@@ -96,9 +96,11 @@ def test_every_key_of_a_recipe_is_documented() -> None:
 
 
 COMMANDS = [
+    "chat",
     "compare",
     "eval",
     "generate",
+    "memorize",
     "reproduce",
     "rules",
     "train",

@@ -217,6 +217,7 @@ def test_a_memory_that_does_not_fit_is_one_line_everywhere(models, texts, run, r
     two = MemoryState.load(memory)
     two.select(torch.tensor([0, 0])).save(tmp_path / "two")
     for command in (("generate", "--prompt", "a"), ("chat",)):
+
         def refuses(model: str, path: Path, command: tuple[str, ...] = command) -> str:
             return refused(command[0], models[model], *command[1:], "--memory", path)
 

@@ -30,9 +30,7 @@ def memorize(
     model: ModelArgument,
     files: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="FILE...", help="Texts, plain or .gz; - or none is standard input.", show_default=False
-        ),
+        typer.Argument(metavar="FILE...", help="Texts, plain or .gz; - or none is standard input.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the memory: NAME.memory.safetensors.")
@@ -114,8 +112,7 @@ def _read(
 ) -> "MemoryState":
     """Read all texts, each tokenised by itself; the first of a new memory begins as the tokenizer begins a text.
 
-    Args:
-        report: told the tokens read and the tokens known of so far.
+    `report` is told the tokens read and the tokens known of so far.
     """
     import torch
 

@@ -43,7 +43,9 @@ def read_memory(path: Path, model: "MemoryModel", tokenizer: "PreTrainedTokenize
 
     state = load_memory(path, model.device)
     if state.batch_size != 1:
-        raise DataError(f"{path}: holds {state.batch_size} memories side by side; choose one with .select() and save it")
+        raise DataError(
+            f"{path}: holds {state.batch_size} memories side by side; choose one with .select() and save it"
+        )
     try:
         state = model.adopt(state, 1, weights=True)
         check_tokenizer(state, tokenizer)

@@ -43,8 +43,8 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
     """A causal language model that carries a memory from call to call.
 
     The decoder lives under `base.`; a subclass says what is carried (`_blank_state`, `_check_state`) and how an input
-    is read (`_stream`). `position_ids` are accepted for compatibility and not used: positions count real tokens per row, whatever
-    the padding.
+    is read (`_stream`). `position_ids` are accepted for compatibility and not used: positions count real tokens per
+    row, whatever the padding.
     """
 
     base_model_prefix = "base"
