@@ -100,7 +100,8 @@ class BankBlock:
         block: number of the decoder block.
         slots: the slots the arrays speak of (all, or of very many the most read), [J].
         read: share of the reads of a column that fell on each slot, mean over heads and tokens, [N, J].
-        read_after: the same tokens asking the bank as it stood after their segment's update, [N, J].
+        read_after: the same tokens asking the bank as it stood after their segment's update, [N, J]; NaN in an
+            incomplete segment.
         write: share of a slot's write attention, within its segment, that fell on each column, [N, J].
         output_gate: mean output gate, [N].
         read_on_written: share of the read mass that fell on written content, [N].
@@ -108,9 +109,10 @@ class BankBlock:
         forget_gate: mean forget gate, [S, J]; likewise.
         written_share: written share of every slot after the update, [S, J]; likewise.
         change: norm of what the update changed over the norm of the slot after it, [S, J]; likewise.
-        half_life: updates after which half of what a slot held is left, at its mean forgetting, [J]; infinite for a
-            slot that forgets nothing.
-        word_segments: segments after which the nearest words were looked up, [L].
+        half_life: segments after which half of what a slot held is left, at its mean forgetting, [J]; infinite for a
+            slot that forgets nothing, NaN if no segment was complete.
+        word_segments: segments after which the nearest words were looked up, [L]; -1 = before the text, where the
+            memory held something.
         words: the nearest vocabulary words of every slot through the output embedding, [L][J][few].
         word_scores: their logits, [L, J, few].
     """
@@ -137,9 +139,9 @@ class SpecialWord:
     """A word that goes to a memory more often than others do.
 
     Attributes:
-        word: the token's text.
+        word: the word; where its last token goes, it goes.
         count: how often it went there.
-        lift: its share of the memory's tokens over its share of all tokens.
+        lift: its share of the memory's words over its share of all words, drawn towards 1 where it is rare.
     """
 
     word: str
@@ -152,8 +154,8 @@ class Contribution:
     """Where what a token read came from: the exact split of a linear memory's answer over the tokens before.
 
     Attributes:
-        reader: the token that reads.
-        memory: the memory that is read.
+        reader: the token that reads, a number in the text.
+        memory: the memory that is read; the shared one comes after the routed ones.
         shares: part of the answer, along the answer, that each column contributed, [N]; they and `before` add up to 1.
         before: the part that came from the state before the text.
     """
@@ -166,7 +168,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class MixtureLayer:
-    """The memories of one MoM layer (one memory, without a router, in a single-memory layer).
+    """The memories of one MoM layer; the memory of a single-memory layer counts as one that every token goes to.
 
     Attributes:
         layer: number of the decoder block.
@@ -198,7 +200,7 @@ class TokenMemory:
     Attributes:
         units: what the m entries are: "memory token 0" ..., or "memory of block 0" ...
         norm: norm of every entry after every segment, [S, m].
-        change: norm of what the segment changed over that norm, [S, m].
+        change: norm of what the segment changed over that norm, [S, m]; 0 after an incomplete segment.
         read: share of a column's attention that fell on each memory token, mean over blocks and heads, [N, m]; empty
             [N, 0] where the memory is read otherwise.
     """
@@ -270,6 +272,9 @@ class Explanation:
         num_tokens: held-out tokens the score is of.
         excerpts: where the unit is most active.
         note: what went wrong, or None.
+        baseline: what the same simulation scores on other units: the score of an explanation that is about nothing in
+            particular; None where it is undefined.
+        meaning: what the unit's activations are, in words.
     """
 
     unit: str
@@ -281,6 +286,8 @@ class Explanation:
     num_tokens: int
     excerpts: tuple[Excerpt, ...]
     note: str | None = None
+    baseline: float | None = None
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -290,7 +297,7 @@ class Trace:
     Attributes:
         model: name of the model.
         family: "lm2", "mom" or "rmt".
-        fingerprint: which model it is (`mnemon.models.base_model.fingerprint`).
+        fingerprint: which model it is (`mnemon.models.provenance.model_fingerprint`).
         source: what was read.
         text: the text in columns.
         predictions: with and without the memory.
