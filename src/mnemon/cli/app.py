@@ -22,6 +22,7 @@ from mnemon.cli.data import data_app
 from mnemon.cli.demo import demo
 from mnemon.cli.eval import evaluate
 from mnemon.cli.generate import generate
+from mnemon.cli.inspect import inspect
 from mnemon.cli.reproduce import reproduce
 from mnemon.cli.rules import rules
 from mnemon.cli.train import train
@@ -44,6 +45,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("generate")(generate)
+app.command("inspect")(inspect)
 app.command("convert")(convert)
 app.add_typer(bench_app, name="bench")
 app.command("reproduce")(reproduce)

@@ -1,0 +1,108 @@
+"""`mnemon inspect` writes a page from a model or a trace, and refuses nonsense in one line before it reads anything."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trace_cases import lm2_trace
+
+from mnemon.cli.app import main
+from mnemon.inspection.page import page
+from mnemon.inspection.trace import load_trace, save_trace
+
+
+@pytest.fixture
+def trace_file(tmp_path: Path) -> Path:
+    return save_trace(tmp_path / "a.trace.safetensors", lm2_trace(first=()))
+
+
+def test_a_trace_becomes_the_same_page_as_in_python(
+    trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "report.html"
+    assert main(["inspect", "--trace", str(trace_file), "-o", str(output)]) == 0
+    assert output.read_bytes() == page(load_trace(trace_file))
+    captured = capsys.readouterr()
+    assert captured.out.strip() == f"{output}: babilong-tiny-lm2, 384 tokens in 12 segments"
+
+
+def test_json_says_what_was_written(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "report.html"
+    assert main(["inspect", "--trace", str(trace_file), "-o", str(output), "--json"]) == 0
+    captured = capsys.readouterr()
+    about = json.loads(captured.out)
+    assert captured.err == ""
+    assert (about["page"], about["tokens"], about["segments"]) == (str(output), 384, 12)
+    assert (about["source"], about["explanations"]) == ("qa2:4k:0", 2)
+
+
+def test_a_page_that_exists_is_replaced_only_when_asked(
+    trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "report.html"
+    output.write_text("precious")
+    words = ["inspect", "--trace", str(trace_file), "-o", str(output)]
+    assert main(words) == 2
+    assert "report.html: exists already; use --overwrite or another name" in capsys.readouterr().err
+    assert output.read_text() == "precious"
+    assert main([*words, "--overwrite"]) == 0
+    assert output.read_bytes().startswith(b"<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "expected one of --text, --babilong, --memory and --trace, got none"),
+        (["m", "--text", "a.txt", "--babilong", "qa1:1k:0"], "got --text and --babilong"),
+        (["--text", "a.txt"], "--text needs a MODEL that reads; name one"),
+        (["m", "--trace", "a"], "--trace needs no MODEL; leave it out"),
+        (["m", "--memory", "a"], "--memory needs a --prompt"),
+        (["m", "--text", "a.txt", "--prompt", "Where?"], "--prompt goes with --memory"),
+        (["--trace", "a", "--explain", "3"], "leave out --explain and --save-trace"),
+        (["m", "--text", "a.txt", "--explainer", "built-in"], "add --explain N"),
+        (["m", "--text", "a.txt", "--explain", "1", "--explainer-model", "x"], "add --explainer http://..."),
+        (["--trace", "missing.trace.safetensors"], "missing.trace.safetensors: no such file"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_in_one_line(
+    words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "report.html"
+    assert main(["inspect", *words, "-o", str(output)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert complaint in line
+    assert not output.exists()
+
+
+def test_an_altered_trace_is_refused(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(trace_file.read_bytes())
+    data[-1] ^= 1
+    trace_file.write_bytes(data)
+    assert main(["inspect", "--trace", str(trace_file), "-o", str(tmp_path / "report.html")]) == 2
+    assert "was altered after it was written" in capsys.readouterr().err
+
+
+def test_a_shipped_model_is_recorded_explained_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, saved = tmp_path / "report.html", tmp_path / "a.trace.safetensors"
+    words = ["inspect", "babilong-tiny-lm2", "--babilong", "qa1:0k:3", "-o", str(output), "--save-trace", str(saved)]
+    assert main([*words, "--explain", "2", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    trace = load_trace(saved)
+    assert output.read_bytes() == page(trace)
+    assert (trace.model, trace.family, trace.source.name) == ("babilong-tiny-lm2", "lm2", "qa1:0k:3")
+    assert about["tokens"] == trace.text.num_tokens
+    assert len(trace.explanations) == about["explanations"] == 2
+    assert trace.knock_outs is not None
+    for block in trace.bank:
+        np.testing.assert_allclose(block.read.astype(np.float64).sum(axis=1), 1, atol=0.01)
+
+
+def test_a_text_file_is_read_in_its_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "story.txt"
+    text.write_bytes("Mary went to the café. Where is Mary?".encode("latin-1"))
+    words = ["inspect", "babilong-tiny-lm2", "--text", str(text), "-o", str(tmp_path / "report.html")]
+    assert main(words) == 2
+    assert "story.txt, line 1" in capsys.readouterr().err
+    assert main([*words, "--encoding", "latin-1"]) == 0
+    assert "café" in (tmp_path / "report.html").read_text(encoding="utf-8")
