@@ -83,7 +83,9 @@ def test_the_page_refers_to_nothing_outside_itself(name: str) -> None:
 def test_the_policy_allows_the_pages_own_script_and_style_and_nothing_else() -> None:
     found = document(lm2_trace())
     (policy,) = [
-        attributes["content"] for tag, attributes in found.tags if attributes.get("http-equiv") == "Content-Security-Policy"
+        attributes["content"]
+        for tag, attributes in found.tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
     ]
     assert policy is not None
     assert policy.startswith("default-src 'none'")
@@ -129,7 +131,9 @@ def test_numbers_of_the_page_are_those_of_the_trace() -> None:
         np.testing.assert_array_equal(array(trace, entry["slots"]), block.slots)
     assert np.isnan(array(trace, shown["trace"]["bank"][0]["input_gate"])[-1]).all()
     assert trace.predictions is not None
-    np.testing.assert_array_equal(array(trace, shown["trace"]["predictions"]["with_memory"]), trace.predictions.with_memory)
+    np.testing.assert_array_equal(
+        array(trace, shown["trace"]["predictions"]["with_memory"]), trace.predictions.with_memory
+    )
 
 
 @pytest.mark.parametrize("most_fine", [0, 10**6])
@@ -180,6 +184,6 @@ def test_a_page_that_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
 
 
 def test_making_a_page_needs_no_model() -> None:
-    code = "import sys, mnemon.inspection.page; print(*(name for name in ('torch', 'transformers') if name in sys.modules))"
+    code = "import sys, mnemon.inspection.page; print(*{'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

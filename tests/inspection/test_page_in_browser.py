@@ -42,8 +42,7 @@ class Page:
             {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False},
         )
         self.emulate({"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"})
-        self.driver.get(path.as_uri())
-        self.driver.execute_script("try { localStorage.clear(); } catch {}")
+        self.driver.execute_script("try { localStorage.clear(); } catch {}")  # what the page before remembered
         self.driver.get_log("browser")
         self.driver.get_log("performance")
         self.driver.get(path.as_uri())
@@ -170,7 +169,7 @@ def test_a_page_loads_without_a_complaint_and_asks_nobody(browser: Page, pages: 
     assert browser.script("performance.getEntriesByType('resource').map((entry) => entry.name)") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.driver.get_log("performance")]
     asked = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    assert asked, "the browser's own log of requests must have been read"
+    assert asked, "the log of requests is empty, so this test sees nothing"
     assert {url for url in asked if not url.startswith("data:")} == {pages[name].as_uri()}
 
 
@@ -178,7 +177,7 @@ def test_a_hundred_thousand_tokens_open_in_time_and_with_few_elements(browser: P
     path = pages["long"]
     assert path.stat().st_size < 10e6
     seconds = []
-    for _ in range(3):
+    for _ in range(2):
         browser.open(path)
         seconds.append(browser.script("Number(document.documentElement.dataset.ready)") / 1000)
     print(f"\n100K tokens: {path.stat().st_size / 1e6:.2f} MB, ready after {min(seconds):.2f} s")
@@ -197,10 +196,16 @@ def test_a_hundred_thousand_tokens_open_in_time_and_with_few_elements(browser: P
 def test_the_head_says_what_was_read_and_what_the_memory_does(browser: Page, pages: dict[str, Path]) -> None:
     browser.open(pages["long"])
     head = browser.text("#header")
-    for fact in ("babilong-tiny-lm2", "100,000 tokens in 391 segments", "Where is the milk?", "nats per token", "office"):
+    for fact in (
+        "babilong-tiny-lm2",
+        "100,000 tokens in 391 segments",
+        "Where is the milk?",
+        "nats per token",
+        "office",
+    ):
         assert fact in head
     assert "the last segment is incomplete" in head
-    assert "4 consecutive tokens are one column" in head
+    assert "26 consecutive tokens are one piece" in head
 
 
 def test_hovering_a_cell_tells_its_text_and_its_number(browser: Page, pages: dict[str, Path]) -> None:
@@ -303,7 +308,8 @@ def test_every_piece_tells_its_predictions(browser: Page, pages: dict[str, Path]
 def test_what_a_model_read_is_shown_as_text(browser: Page, pages: dict[str, Path]) -> None:
     browser.open(pages["lm2"])
     assert browser.all("img") == []
-    assert browser.text("#text-view").startswith(HOSTILE[0])
+    assert browser.script("document.getElementById('text-view').textContent.startsWith(arguments[0])", HOSTILE[0])
+    assert browser.text("#text-view-2") == "\ufffd", "half a character is shown as one that is missing"
     assert "<i>" in browser.text("#header")
     assert browser.errors() == []
 
@@ -346,7 +352,9 @@ def test_the_keyboard_alone_reaches_everything_and_its_place_is_seen(
         reached[element] = is_seen
     assert reached
     assert all(reached.values()), reached
-    figures = browser.script("[...document.querySelectorAll('figure canvas')].filter((c) => c.clientWidth).map((c) => c.id)")
+    figures = browser.script(
+        "[...document.querySelectorAll('.canvas canvas')].filter((c) => c.clientWidth).map((c) => c.id)"
+    )
     assert set(figures) <= set(reached)
     assert {"slider", "play", "theme", "text-view"} <= set(reached)
 
@@ -393,7 +401,10 @@ def test_the_layer_switch_shows_another_layer_of_a_mixture(browser: Page, pages:
 
 def test_memories_are_told_apart_without_colours(browser: Page, pages: dict[str, Path]) -> None:
     browser.open(pages["mom"])
-    styles = "[...document.querySelectorAll('#memory-text span')].map((s) => [s.dataset.memory, s.style.textDecorationStyle])"
+    styles = (
+        "[...document.querySelectorAll('#memory-text span')].map(({dataset, style}) => [dataset.memory, style.STYLE])"
+    )
+    styles = styles.replace("STYLE", "textDecorationStyle")
     pairs = {tuple(pair) for pair in browser.script(styles)}
     assert len({memory for memory, _ in pairs}) == len({style for _, style in pairs}) == len(pairs) > 1
     browser.one("#numbers").click()

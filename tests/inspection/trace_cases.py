@@ -1,5 +1,7 @@
 """Traces made of thin air for the page's tests: random, but normalised as recorders leave them."""
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +29,12 @@ STORY = (
     "end, so that the mill stood still. Mary picked up the football. John dropped the milk. In the evening the "
     "travellers sat by the fire and told each other of the sea. Mary journeyed to the bathroom. "
 )
-HOSTILE = ('</script><img src="https://example.org/x.png" onerror="alert(1)">', "<b>bold</b> & \u2028", "\ud83d", "\n\n")
+HOSTILE = (
+    '</script><img src="https://example.org/x.png" onerror="alert(1)">',
+    "<b>bold</b> & \u2028",
+    "\ud83d",
+    "\n\n",
+)
 """Tokens as a model may really read them: they must not become anything but text."""
 
 
@@ -37,10 +44,12 @@ def words_of(count: int) -> list[str]:
     return [words[index % len(words)] for index in range(count)]
 
 
-def text_of(segment_lengths: list[int], most_columns: int, complete: bool = True, first: tuple[str, ...] = ()) -> ReadText:
+def text_of(
+    segment_lengths: list[int], most_columns: int, complete: bool = True, first: tuple[str, ...] = ()
+) -> ReadText:
     starts, segments = group_columns(segment_lengths, most_columns)
     words = [*first, *words_of(sum(segment_lengths))]
-    pieces = tuple("".join(words[start:end]) for start, end in zip(starts[:-1], starts[1:], strict=True))
+    pieces = tuple("".join(words[start:end]) for start, end in pairwise(starts))
     return ReadText(pieces, starts, segments, complete)
 
 
@@ -65,7 +74,7 @@ def bank_block(numbers: np.random.Generator, text: ReadText, block: int, num_slo
     read = raw / raw.sum(axis=1, keepdims=True)
     after = np.exp(np.log(raw) + 0.8 * numbers.standard_normal(raw.shape))
     write = np.exp(2.5 * numbers.standard_normal((columns, num_slots)))
-    for first, last in zip(text.segments[:-1], text.segments[1:], strict=True):
+    for first, last in pairwise(text.segments):
         write[first:last] /= write[first:last].sum(axis=0, keepdims=True)
     gates = [np.clip(numbers.beta(a, b, (segments, num_slots)), 0, 1) for a, b in ((1.2, 4), (8, 1.5), (2, 2))]
     gates[2] = np.sort(gates[2], axis=0)
@@ -87,9 +96,9 @@ def bank_block(numbers: np.random.Generator, text: ReadText, block: int, num_slo
         write=write.astype(np.float16),
         output_gate=numbers.beta(3, 4, columns).astype(np.float16),
         read_on_written=np.clip(np.linspace(0, 0.9, columns) + numbers.normal(0, 0.05, columns), 0, 1),
-        input_gate=gates[0],
-        forget_gate=gates[1],
-        written_share=gates[2],
+        input_gate=gates[0].astype(np.float16),
+        forget_gate=gates[1].astype(np.float16),
+        written_share=gates[2].astype(np.float16),
         change=numbers.gamma(1.5, 0.2, (segments, num_slots)),
         half_life=half_life,
         word_segments=looked_up,
@@ -105,7 +114,9 @@ def knock_outs_of(names: list[tuple[str, str, int | None, int | None]], numbers:
 
 
 def explanations_of(numbers: np.random.Generator, unit: str = "slot") -> tuple[Explanation, ...]:
-    excerpts = tuple(Excerpt(tuple(words_of(14)), np.asarray(numbers.random(14) ** 4, dtype=np.float16)) for _ in range(3))
+    excerpts = tuple(
+        Excerpt(tuple(words_of(14)), np.asarray(numbers.random(14) ** 4, dtype=np.float16)) for _ in range(3)
+    )
     return (
         Explanation(f"block 0, {unit} 3", 0, 3, "built-in", "names of persons, after “and”", 0.62, 512, excerpts),
         Explanation(f"block 1, {unit} 7", 1, 7, "http://localhost:1/v1", None, None, 512, excerpts, "nobody answers"),
@@ -134,7 +145,7 @@ def lm2_trace(
         bank=tuple(bank_block(numbers, text, block, num_slots) for block in range(num_blocks)),
         knock_outs=knock_outs_of([("all", "the whole memory", None, None), *parts], numbers),
         explanations=explanations_of(numbers),
-        notes=("4 consecutive tokens are one column",) if text.num_columns < text.num_tokens else (),
+        notes=(f"{text.starts[1]} consecutive tokens are one piece",) if text.num_columns < text.num_tokens else (),
     )
 
 
@@ -143,7 +154,9 @@ def long_trace() -> Trace:
     return lm2_trace([256] * 390 + [160], 4000, num_slots=64, num_blocks=4, complete=False, first=())
 
 
-def mixture_layer(numbers: np.random.Generator, text: ReadText, layer: int, memories: int, linear: bool) -> MixtureLayer:
+def mixture_layer(
+    numbers: np.random.Generator, text: ReadText, layer: int, memories: int, linear: bool
+) -> MixtureLayer:
     columns, segments = text.num_columns, text.num_segments
     weights = shares(numbers, (columns, memories), 2.5)
     load = weights.mean(axis=0)
@@ -192,7 +205,9 @@ def rmt_trace(reads: bool = True) -> Trace:
     numbers = np.random.default_rng(9)
     text = text_of([48] * 14, 4000)
     units, segments = 10, text.num_segments
-    read: Floats = shares(numbers, (text.num_columns, units + 1))[:, :units] if reads else np.zeros((text.num_columns, 0))
+    read: Floats = (
+        shares(numbers, (text.num_columns, units + 1))[:, :units] if reads else np.zeros((text.num_columns, 0))
+    )
     change = numbers.gamma(2, 0.1, (segments, units)) / np.arange(1, segments + 1)[:, None] ** 0.3
     memory = TokenMemory(
         tuple(f"memory token {unit}" for unit in range(units)),

@@ -36,7 +36,9 @@ def inspect(
     ] = None,
     memory: Annotated[Path | None, typer.Option(help="Start from this memory file; needs --prompt.")] = None,
     prompt: Annotated[str | None, typer.Option(help="With --memory: what is read after it.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Show this trace, which --save-trace wrote; without MODEL.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Show this trace, which --save-trace wrote; without MODEL.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     encoding: Annotated[str, typer.Option(help="With --text: how the file is encoded.")] = "utf-8",
     save_trace: Annotated[Path | None, typer.Option(help="Also write what was recorded, as a file.")] = None,
@@ -44,7 +46,7 @@ def inspect(
     explainer: Annotated[
         str | None,
         typer.Option(
-            help="With --explain: built-in, a model, or the address of an OpenAI-compatible endpoint. (default: built-in)"
+            help="With --explain: built-in (the default), a model, or the address of an OpenAI-compatible endpoint."
         ),
     ] = None,
     explainer_model: Annotated[str | None, typer.Option(help="With an endpoint: the model to ask there.")] = None,
@@ -95,7 +97,9 @@ def _check(model: str | None, sources: dict[str, Any], prompt: str | None) -> No
         problem = "--trace needs no MODEL; leave it out" if model else f"{given[0]} needs a MODEL that reads; name one"
         raise ConfigError(problem)
     if (prompt is None) == (given == ["--memory"]):
-        problem = "--prompt goes with --memory" if prompt is not None else "--memory needs a --prompt to be read after it"
+        problem = (
+            "--prompt goes with --memory" if prompt is not None else "--memory needs a --prompt to be read after it"
+        )
         raise ConfigError(problem)
 
 
@@ -130,7 +134,12 @@ def _record(
 
 
 def _reader(
-    tokenizer: Any, text: Path | None, contents: str | None, babilong: str | None, memory: Path | None, prompt: str | None
+    tokenizer: Any,
+    text: Path | None,
+    contents: str | None,
+    babilong: str | None,
+    memory: Path | None,
+    prompt: str | None,
 ) -> "Reader":
     """Return what is to be read."""
     from mnemon.inspection.sources import babilong_source, memory_source, text_source
@@ -165,7 +174,11 @@ def _bar(show: bool, unit: str) -> "Iterator[Callable[[int, int], None] | None]"
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), TextColumn("{task.completed:,} of {task.total:,} {task.description}"), TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:,} of {task.total:,} {task.description}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(unit, total=1)
         yield lambda done, all_: bar.update(task, completed=done, total=all_)

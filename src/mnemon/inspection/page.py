@@ -1,13 +1,13 @@
 """A trace as one HTML page that loads nothing: its data, style and script are inside, and no model is needed.
 
-The page's source lies beside this file in `assets/`: a template, a style sheet and plain scripts, which are put together
-in the order of `SCRIPTS`. Texts of a trace may be anything that a model read; they enter the page as JSON in which no
-character can end a script, and the scripts show them as text only. A content security policy with the digests of the
+The page's source lies beside this file in `assets/`: a template, a style sheet and plain scripts, which are put
+together in the order of `SCRIPTS`. Texts of a trace may be anything that a model read; they enter the page as JSON in
+which no character can end a script, and the scripts show them as text only. A content security policy with the digests of the
 page's own style and script forbids everything else.
 
-Numbers travel as one block of bytes: shares (reads, writes, router weights) in half precision, as recorders keep them, and
-all others in single. Where there are so many shares that the page would become large, they are rounded to 254 steps
-between 0 and the largest, finer towards 0, and the page says so.
+Numbers travel as one block of bytes: shares (reads, writes, router weights), and what else is kept in it, in half
+precision, all others in single. Where there are so many shares that the page would become large, they are rounded to
+254 steps between 0 and the largest, finer towards 0, and the page says so.
 """
 
 import base64
@@ -169,8 +169,8 @@ class _Pack:
     def _array(self, array: np.ndarray[Any, Any], name: str) -> list[Any]:
         """Append an array and return where it lies."""
         kind, largest = "i4" if np.issubdtype(array.dtype, np.integer) else "f4", 0.0
-        if name in _SHARES:
-            kind = "u1" if self.coarse else "f2"
+        if name in _SHARES or array.dtype == np.float16:
+            kind = "u1" if name in _SHARES and self.coarse else "f2"
         if kind == "u1":
             largest = float(np.nanmax(array, initial=0.0))
             scaled = np.sqrt(np.clip(array.astype(np.float64) / (largest or 1.0), 0, 1)) * _STEPS

@@ -16,8 +16,9 @@ function makeBankSection() {
   const slotName = (slot) => `slot ${bank().slots[slot]}`;
 
   // Numbers that several figures need, once per block.
-  const facts = trace.bank.map((block) => bankFacts(block));
-  const fact = () => facts[state.block];
+  const facts = [];
+  const factsOf = (block) => (facts[block] ??= bankFacts(trace.bank[block]));
+  const fact = () => factsOf(state.block);
   state.slot = fact().mostRead;
 
   const heat = (id, title, help, name, largest, verb) =>
@@ -29,7 +30,7 @@ function makeBankSection() {
       axis: "slot",
       size: () => [views[state.view].last - views[state.view].first, numSlots()],
       value: (row, slot) => bank()[name].at(views[state.view].first + row, slot),
-      largest,
+      range: () => [0, largest() || 1],
       mostRows: longestView,
       rowLabel: (row) => visible(trace.text.pieces[views[state.view].first + row]).trim(),
       columnLabel: (slot) => String(bank().slots[slot]),
@@ -62,7 +63,9 @@ function makeBankSection() {
     axis: "segment",
     size: () => [numSlots(), timeBins()],
     value: (slot, bin) => overBin(bin, (segment) => shown().at(segment, slot)),
-    largest: () => fact().largestOf(state.quantity),
+    range: () => [0, fact().largestOf(state.quantity) || 1],
+    widest: 90,
+    fitted: true,
     mostRows: Math.max(...trace.bank.map((block) => block.slots.length)),
     rowLabel: (slot) => slotName(slot),
     columnLabel: (bin) => formatCount(firstOfBin(bin) + 1),
@@ -109,7 +112,7 @@ function makeBankSection() {
     "Block",
     trace.bank.map((block, index) => [index, String(block.block)]),
     0,
-    (block) => change({ block, slot: facts[block].mostRead }),
+    (block) => change({ block, slot: factsOf(block).mostRead }),
   );
   const quantity = make(
     "label",
@@ -133,7 +136,6 @@ function makeBankSection() {
     blocks,
     make("div", { class: "grid three" }, ...maps.map((map) => map.element)),
     make("div", { class: "grid two" }, gates.element, use.element),
-    make("h3", {}, "Slots over time"),
     quantity,
     overview.element,
     slot.element,
@@ -245,9 +247,8 @@ function makeSlotPanel(bank, fact, slotName) {
     const rows = Array.from(segments, (segment, index) => [
       segment < 0 ? "before the text" : formatCount(segment + 1),
       near[index][state.slot]
-        .map((word, place) => `${quote(word, 24)} ${format(scores.values[(index * near[index].length + state.slot) * few + place])}`)
-        .join("   "),
-    ]);
+        .map((word, place) => [word, format(scores.values[(index * near[index].length + state.slot) * few + place])]),
+    ]).map(([when, list]) => [when, makeWords(list)]);
     fill(words, rows.length ? makeTable("Nearest words through the output embedding, with their logits", ["after segment", "words"], rows, [0]) : null);
   };
   const element = make("div", { class: "panel" }, heading, choices, summary, ...figures.map((figure) => figure.element), words);

@@ -1,19 +1,22 @@
 // Heat maps, strips over the whole text, and lines over the segments.
 
 /**
- * Amounts in rows and columns, on the scale of the square root, so that small shares can be told from none.
+ * Amounts in rows and columns. Colours are on the scale of the square root, so that small shares can be told from none,
+ * or even (`power` 1).
  *
- * `size()` gives [rows, columns], `value(row, column)` an amount, `largest()` what the strongest colour stands for,
+ * `size()` gives [rows, columns], `value(row, column)` an amount, `range()` what the weakest and strongest colour mean,
  * `mostRows` how many rows there may ever be (so that the height never jumps), `rowLabel` and `columnLabel` texts,
+ * `fitted` whether the labels get just the room they need (else one that does not change from segment to segment),
  * `weight(row)` which labels matter most where not all have room, `marked()` a column to point at, `band()` a span of
  * columns to frame.
  */
 class HeatMap extends Figure {
   constructor(options) {
     super(options);
-    const { size, value, largest, mostRows, rowLabel, columnLabel, axis, weight = null, marked = () => null } = options;
-    const { rowHeight = [3, 18], tall = 560, band = null, hot = () => null } = options;
-    Object.assign(this, { size, value, largest, mostRows, rowLabel, columnLabel, axis, weight, marked, rowHeight, tall, band, hot });
+    const { size, value, range, power = 0.5, mostRows, rowLabel, columnLabel, axis, weight = null } = options;
+    const { fitted = false, rowHeight = [3, 18], widest = 26, tall = 620, marked = () => null, band = null, hot = () => null } = options;
+    Object.assign(this, { size, value, range, power, mostRows, rowLabel, columnLabel, axis, weight });
+    Object.assign(this, { fitted, rowHeight, widest, tall, marked, band, hot });
     this.image = document.createElement("canvas");
   }
 
@@ -22,16 +25,17 @@ class HeatMap extends Figure {
     const [low, high] = this.rowHeight;
     this.row = Math.max(low, Math.min(high, Math.floor(this.tall / this.mostRows)));
     this.left = Math.round(Math.min(150, Math.max(58, width * 0.3)));
+    if (this.fitted && rows) this.left = Math.min(this.left, 10 + this.widestLabel(rows));
     const free = (width - this.left - 2) / Math.max(1, columns);
     // Whole device pixels where cells are large enough for the loss not to show.
-    this.column = Math.min(26, free > 3 ? Math.floor(free * devicePixelRatio) / devicePixelRatio : free);
+    this.column = Math.min(this.widest, free > 5 ? Math.floor(free * devicePixelRatio) / devicePixelRatio : free);
     this.top = 12;
-    return this.top + this.row * Math.max(rows, this.mostRows) + 52;
+    return this.top + this.row * Math.max(rows, this.mostRows) + 60;
   }
 
   draw(context, width) {
     const [rows, columns] = this.size();
-    const largest = this.largest() || 1;
+    const [low, high] = this.range();
     if (!rows || !columns) return;
     this.image.width = columns;
     this.image.height = rows;
@@ -40,7 +44,7 @@ class HeatMap extends Figure {
       for (let column = 0; column < columns; column += 1) {
         const value = this.value(row, column);
         if (Number.isNaN(value)) continue;
-        const shade = Math.round(Math.sqrt(Math.max(0, Math.min(1, value / largest))) * 255);
+        const shade = Math.round(Math.max(0, Math.min(1, (value - low) / (high - low || 1))) ** this.power * 255);
         pixels.data.set([...theme.ramp[shade], 255], (row * columns + column) * 4);
       }
     }
@@ -53,8 +57,14 @@ class HeatMap extends Figure {
     context.strokeRect(this.left - 0.5, this.top - 0.5, right + 1, bottom + 1);
     this.drawRowLabels(context, rows);
     this.drawColumnLabels(context, columns, bottom);
-    this.drawLegend(context, width, largest);
+    this.drawLegend(context, width, low, high);
     this.drawMarks(context, right, bottom);
+  }
+
+  widestLabel(rows) {
+    this.context.font = FONT;
+    const widths = Array.from({ length: rows }, (_, row) => this.context.measureText(this.rowLabel(row)).width);
+    return Math.ceil(Math.max(...widths));
   }
 
   drawMarks(context, right, bottom) {
@@ -108,18 +118,20 @@ class HeatMap extends Figure {
     context.fillText(this.axis, this.left, this.top + bottom + 18);
   }
 
-  drawLegend(context, width, largest) {
+  drawLegend(context, width, low, high) {
     const [rows] = this.size();
     const top = this.top + this.row * Math.max(rows, this.mostRows) + 36;
-    const length = Math.min(110, width - this.left - 70);
+    const length = Math.min(150, width - this.left - 24);
     for (let step = 0; step < length; step += 1) {
       context.fillStyle = rampColour(step / length);
-      context.fillRect(this.left + 12 + step, top, 1.5, 8);
+      context.fillRect(this.left + step, top, 1.5, 7);
     }
-    context.textBaseline = "middle";
+    context.textBaseline = "top";
     context.fillStyle = theme.colours.soft;
-    context.fillText("0", this.left, top + 4);
-    context.fillText(format(largest), this.left + 18 + length, top + 4);
+    for (const [place, align] of [[0, "left"], [0.5, "center"], [1, "right"]]) {
+      context.textAlign = align;
+      context.fillText(formatTick(low + (high - low) * place ** (1 / this.power)), this.left + place * length, top + 10);
+    }
   }
 
   cellAt(x, y) {
@@ -132,6 +144,9 @@ class HeatMap extends Figure {
     return [this.left + column * this.column, this.top + row * this.row, this.column, this.row];
   }
 }
+
+/** Room for the scale at the left of strips and lines, so that they stand below each other. */
+const GUTTER = 52;
 
 /**
  * One number for every column of the whole text, as bars. Where bars would be too thin, each stands for several
@@ -156,7 +171,8 @@ class Strip extends Figure {
   }
 
   measure(width) {
-    this.width = width - 2;
+    this.left = GUTTER;
+    this.width = width - this.left - 12;
     this.bins = Math.max(1, Math.min(numColumns, Math.floor(this.width / 2)));
     return this.tall + 20;
   }
@@ -180,9 +196,9 @@ class Strip extends Figure {
     const span = high - low || 1;
     const zero = this.tall * (high / span);
     const { first, last } = views[state.view];
-    const at = (column) => (column / numColumns) * this.width;
+    const at = (column) => this.left + (column / numColumns) * this.width;
     context.fillStyle = theme.colours.panel;
-    context.fillRect(0, 0, this.width, this.tall);
+    context.fillRect(this.left, 0, this.width, this.tall);
     context.fillStyle = transparent(theme.colours.accent, 0.22);
     context.fillRect(at(first), 0, Math.max(2, at(last) - at(first)), this.tall);
     const bar = this.width / this.bins;
@@ -192,10 +208,10 @@ class Strip extends Figure {
       if (Number.isNaN(value)) continue;
       context.fillStyle = this.colour(column, value);
       const height = (Math.max(low, Math.min(high, value)) / span) * this.tall;
-      context.fillRect(bin * bar, zero - Math.max(0, height), Math.max(1, bar > 3 ? bar - 1 : bar), Math.max(0.5, Math.abs(height)));
+      context.fillRect(this.left + bin * bar, zero - Math.max(0, height), Math.max(1, bar > 3 ? bar - 1 : bar), Math.max(0.5, Math.abs(height)));
     }
     context.fillStyle = theme.colours.line;
-    context.fillRect(0, zero - 0.5, this.width, 1);
+    context.fillRect(this.left, zero - 0.5, this.width, 1);
     this.drawScale(context, low, high);
   }
 
@@ -205,28 +221,24 @@ class Strip extends Figure {
     context.fillStyle = theme.colours.soft;
     const ticks = ticksOf(0, numTokens, this.width / 110).filter((tick) => tick < numTokens);
     for (const tick of ticks) {
-      const left = (tick / numTokens) * this.width;
+      const left = this.left + (tick / numTokens) * this.width;
       context.fillRect(left, this.tall, 1, 4);
       context.fillText(tick ? formatCount(tick) : "token 0", left + 3, this.tall + 5);
     }
-    for (const [value, top] of [[high, 2], [low, this.tall - 13]]) {
-      if (value === 0) continue;
-      const text = low < 0 ? formatSigned(value) : format(value);
-      context.fillStyle = transparent(theme.colours.panel, 0.75);
-      context.fillRect(2, top - 1, context.measureText(text).width + 4, 13);
-      context.fillStyle = theme.colours.soft;
-      context.fillText(text, 4, top);
+    context.textAlign = "right";
+    for (const [value, top] of [[high, 0], [low, this.tall - 11]]) {
+      context.fillText(low < 0 ? formatSigned(value) : formatTick(value), this.left - 5, top);
     }
   }
 
   cellAt(x, y) {
-    const bin = Math.floor((x / this.width) * this.bins);
+    const bin = Math.floor(((x - this.left) / this.width) * this.bins);
     return y >= 0 && y <= this.tall && bin >= 0 && bin < this.bins ? [0, bin] : null;
   }
 
   boxOf([, bin]) {
     const bar = this.width / this.bins;
-    return [bin * bar, 0, bar, this.tall];
+    return [this.left + bin * bar, 0, bar, this.tall];
   }
 }
 
@@ -252,7 +264,7 @@ class Lines extends Figure {
   }
 
   measure(width) {
-    this.left = 40;
+    this.left = GUTTER;
     this.width = width - this.left - 12;
     return this.tall + 34;
   }
@@ -268,7 +280,7 @@ class Lines extends Figure {
       for (const { value } of series) {
         for (let segment = 0; segment < numSegments; segment += 1) {
           const one = value(segment);
-          if (Number.isFinite(one)) high = Math.max(high, one);
+          if (Number.isFinite(one)) high = Math.max(high, 1.06 * one);
         }
       }
     }
@@ -288,7 +300,7 @@ class Lines extends Figure {
       context.fillStyle = theme.colours.line;
       context.fillRect(this.left, Math.round(up(tick)), this.width, 1);
       context.fillStyle = theme.colours.soft;
-      context.fillText(format(tick), this.left - 5, up(tick));
+      context.fillText(formatTick(tick), this.left - 5, up(tick));
     }
     context.textAlign = "center";
     context.textBaseline = "top";

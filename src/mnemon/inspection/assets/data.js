@@ -43,7 +43,7 @@ function decodeArray([kind, first, shape, largest], buffer) {
   const size = shape.reduce((product, length) => product * length, 1);
   const types = { f4: Float32Array, i4: Int32Array, f2: Uint16Array, u1: Uint8Array };
   const values = new types[kind](buffer, first, size);
-  if (shape.length === 1) return values;
+  if (shape.length === 1) return kind === "f2" ? Float32Array.from(values, (code) => halves[code]) : values;
   return new Grid(values, shape, { f2: halves, u1: stepsUpTo(largest) }[kind] ?? null);
 }
 

@@ -55,11 +55,21 @@ function makeTable(caption, head, rows, numeric = []) {
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, table);
 }
 
-/** Return a bar of a table whose length says `share` of the largest, to the right, or to the left if it is negative. */
-function makeBar(share, kind = "") {
-  const fill = make("i", { class: share < 0 ? "against" : kind });
-  fill.style.width = `${Math.min(1, Math.abs(share)) * 100}%`;
+/** Return a bar of a table; `span` gives the [lowest, highest] number of its column, and 0 is where bars begin. */
+function makeBar(value, [lowest, highest]) {
+  const [low, high] = [Math.min(0, lowest), Math.max(0, highest)];
+  const shown = Math.max(low, Math.min(high, value));
+  const part = (length) => `${(length / (high - low || 1)) * 100}%`;
+  const fill = make("i", { class: value < 0 ? "against" : null });
+  fill.style.marginInlineStart = part(Math.min(shown, 0) - low);
+  fill.style.width = part(Math.abs(shown));
   return make("span", { class: "meter", "aria-hidden": "true" }, fill);
+}
+
+/** Return words with a number each, such as logits. */
+function makeWords(words) {
+  const chip = ([word, number]) => make("span", {}, make("b", {}, visible(word).trim() || visible(word)), " ", number);
+  return words.length ? make("span", { class: "words" }, ...words.map(chip)) : "–";
 }
 
 /** Replace what an element holds. */
@@ -76,6 +86,11 @@ function format(value) {
   if (size >= 1e6 || size < 1e-4) return value.toExponential(1).replace(/-/g, "−");
   const digits = Math.max(0, 2 - Math.floor(Math.log10(size)));
   return value.toFixed(Math.min(digits, 6)).replace("-", "−");
+}
+
+/** Return a number of an axis, without zeros that say nothing. */
+function formatTick(value) {
+  return format(value).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }
 
 /** Return a difference with its sign. */

@@ -150,17 +150,16 @@ function makeRouting(layer) {
     element.hidden = table.columns < 2;
     if (element.hidden) return;
     view.draw();
-    const most = Math.max(...shares);
     const keys = Array.from(shares, (share, memory) => {
       const name = make("b", {}, `memory ${memory}`);
       styleMemory(name, memory);
-      return [name, formatShare(share), makeBar(share / most)];
+      return [name, formatShare(share), makeBar(share, [0, Math.max(...shares)])];
     });
     fill(load, makeTable(`Load: share of the choices; even would be ${formatShare(1 / shares.length)}`, ["memory", "share", ""], keys, [1]));
     const rows = special.map((list, memory) => {
       const name = make("b", {}, `memory ${memory}`);
       styleMemory(name, memory);
-      return [name, list.length ? make("span", { class: "words" }, ...list.map((word) => make("span", {}, `${quote(word.word, 24)} ×${format(number(word.lift))} (${formatCount(word.count)})`))) : "none"];
+      return [name, makeWords(list.map((word) => [word.word, `×${format(number(word.lift))} (${formatCount(word.count)})`]))];
     });
     fill(words, rows.length ? makeTable("Special words: how much more often than others they go there, and how often they did", ["memory", "words"], rows) : null);
   };
@@ -240,13 +239,14 @@ function makeContributions(layer) {
       .filter((column) => shares[column] !== 0)
       .sort((one, other) => Math.abs(shares[other]) - Math.abs(shares[one]))
       .slice(0, MOST_SOURCES);
+    const span = [Math.min(...order.map((column) => shares[column])), Math.max(...order.map((column) => shares[column]))];
     const rows = order.map((column) => [
       make("button", { type: "button", class: "link", onclick: () => goTo(column) }, quote(trace.text.pieces[column], 40)),
       tokensOf(column),
       formatShare(shares[column]),
-      makeBar(shares[column] / largest()),
+      makeBar(shares[column], span),
     ]);
-    rows.push([`before the text`, "–", formatShare(number(before)), makeBar(number(before) / Math.max(largest(), Math.abs(number(before))))]);
+    rows.push(["before the text", "–", formatShare(number(before)), ""]);
     fill(top, makeTable(`Largest contributions to what token ${formatCount(reader)} read`, ["piece", "where", "share", ""], rows, [2]));
   };
   onChange((changed) => changed.has("contribution") && !changed.has("layer") && show());

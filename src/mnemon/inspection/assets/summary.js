@@ -35,7 +35,7 @@ function makeHeader() {
     ["Read", `${source.name} (${kinds[source.kind] ?? source.kind}): ${tokens}${columns}${incomplete}`],
     source.question !== null && ["Question", source.question],
     source.answer !== null && ["Answer", source.answer],
-    ["Memory", predictionSummary()],
+    ["Gain", predictionSummary()],
   ];
   const all = rounding === null ? notes : [...notes, `shares are rounded to ${formatShare(rounding)} of the largest`];
   fill(
@@ -124,7 +124,7 @@ function makeTextSection() {
   });
   const lead = trace.predictions
     ? "How much better each piece is predicted with the memory than without it, in nats of log-probability: blue with a line below where the memory helps, orange with dots where it misleads."
-    : null;
+    : "No prediction without the memory was recorded.";
   const strip =
     trace.predictions &&
     new Strip({

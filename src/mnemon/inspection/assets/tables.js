@@ -7,12 +7,13 @@ function makeKnockOutSection() {
   const parts = check.parts
     .map((part) => ({ ...part, after: number(part.log_probability), loss: whole - number(part.log_probability) }))
     .sort((one, other) => other.loss - one.loss);
-  const largest = Math.max(...parts.map((part) => (Number.isFinite(part.loss) ? Math.abs(part.loss) : 0)), 1e-12);
+  const losses = parts.map((part) => part.loss).filter(Number.isFinite);
+  const span = [Math.min(...losses), Math.max(...losses)];
   const rows = parts.map((part) => [
     part.name,
     `${formatShare(Math.exp(whole))} → ${formatShare(Math.exp(part.after))}`,
     format(part.loss),
-    makeBar(Number.isFinite(part.loss) ? part.loss / largest : Math.sign(part.loss)),
+    makeBar(part.loss, span),
   ]);
   return makeSection(
     "knock-outs",

@@ -9,8 +9,11 @@ const RAMPS = {
   dark: ["#1b1f26", "#1d3350", "#2b4a6f", "#49627c", "#6f7b7f", "#97967a", "#c2b26d", "#e6d06c", "#fff3b0"],
 };
 
-/** Okabe and Ito's colours, told apart by all; the last one is the ink's. */
-const CATEGORIES = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", null];
+/** Okabe and Ito's colours, told apart by all, and lighter ones for dark; the last one is the ink's. */
+const CATEGORIES = {
+  light: ["#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#e0d21f", null],
+  dark: ["#3d9be0", "#f07c35", "#1fbf8f", "#f0b030", "#dd8fbb", "#8fd0f5", "#f0e442", null],
+};
 const LINE_PATTERNS = ["solid", "dashed", "dotted", "double", "wavy"];
 const DASHES = { solid: [], dashed: [7, 4], dotted: [2, 3], double: [12, 3, 2, 3], wavy: [4, 2, 1, 2] };
 
@@ -55,7 +58,7 @@ function rampColour(share) {
 
 /** Return the colour of a memory. */
 function categoryColour(index) {
-  return CATEGORIES[index % CATEGORIES.length] ?? theme.colours.ink;
+  return CATEGORIES[theme.name][index % CATEGORIES.light.length] ?? theme.colours.ink;
 }
 
 /** Return the line pattern of a memory, which repeats in another rhythm than the colours. */

@@ -1,5 +1,11 @@
 // RMT and its associative memories: norms and changes of what is handed from segment to segment, and its reads.
 
+/** Return the smallest and the largest number of a grid. */
+function rangeOf(grid) {
+  const values = grid.values.filter(Number.isFinite);
+  return [values.reduce((least, value) => Math.min(least, value), Infinity), values.reduce((most, value) => Math.max(most, value), -Infinity)];
+}
+
 function makeTokenMemorySection() {
   const memory = trace.token_memory;
   if (!memory) return null;
@@ -7,7 +13,7 @@ function makeTokenMemorySection() {
   const numUnits = memory.units.length;
   const short = (unit) => memory.units[unit].replace(/^memory (token|of block) /, "");
   const overTime = (id, title, help, grid) => {
-    const largest = largestIn(grid);
+    const range = rangeOf(grid);
     return new HeatMap({
       id,
       title,
@@ -15,7 +21,10 @@ function makeTokenMemorySection() {
       axis: "segment",
       size: () => [numUnits, timeBins()],
       value: (unit, bin) => overBin(bin, (segment) => grid.at(segment, unit)),
-      largest: () => largest,
+      range: () => range,
+      power: 1,
+      widest: 60,
+      fitted: true,
       mostRows: numUnits,
       rowLabel: (unit) => memory.units[unit],
       columnLabel: (bin) => formatCount(firstOfBin(bin) + 1),
@@ -60,7 +69,7 @@ function makeTokenMemorySection() {
       axis: "memory token",
       size: () => [views[state.view].last - views[state.view].first, numUnits],
       value: (row, unit) => memory.read.at(views[state.view].first + row, unit),
-      largest: () => largest,
+      range: () => [0, largest || 1],
       mostRows: longestView,
       rowLabel: (row) => visible(trace.text.pieces[views[state.view].first + row]).trim(),
       columnLabel: short,
