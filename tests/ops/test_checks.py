@@ -34,6 +34,10 @@ def step_without_a_gradient(state: Tensor, q: Tensor, k: Tensor, v: Tensor, *, g
     return GOOD.step(state, q, k.detach(), v, g=g)
 
 
+def step_that_squares_values(state: Tensor, q: Tensor, k: Tensor, v: Tensor, *, g: Tensor) -> tuple[Tensor, Tensor]:
+    return GOOD.step(state, q, k, v * v, g=g)
+
+
 FAULTS = {
     "output": (checks.check_forms_agree, chunkwise(lambda o, s, **_: (o * 1.0001, s))),
     "state": (checks.check_forms_agree, chunkwise(lambda o, s, **_: (o, s * 1.0001))),
@@ -52,6 +56,7 @@ FAULTS = {
     "rows": (checks.check_rows_are_independent, chunkwise(lambda o, s, **_: (o + 1e-9 * o.sum(0), s))),
     "float32": (checks.check_float32_and_bfloat16, chunkwise(lambda o, s, **_: (o, s.double()))),
     "finite differences": (checks.check_gradients, dataclasses.replace(GOOD, step=step_without_a_gradient)),
+    "linearity": (checks.check_declared_linearity, dataclasses.replace(GOOD, step=step_that_squares_values)),
     "size": (checks.check_declared_size, dataclasses.replace(GOOD, state_size="K*V + 1")),
 }
 

@@ -100,7 +100,8 @@ class BankBlock:
         block: number of the decoder block.
         slots: the slots the arrays speak of (all, or of very many the most read), [J].
         read: share of the reads of a column that fell on each slot, mean over heads and tokens, [N, J].
-        read_after: the same tokens asking the bank as it stood after their segment's update, [N, J].
+        read_after: the same tokens asking the bank as it stood after their segment's update, [N, J]; NaN in an
+            incomplete segment.
         write: share of a slot's write attention, within its segment, that fell on each column, [N, J].
         output_gate: mean output gate, [N].
         read_on_written: share of the read mass that fell on written content, [N].
@@ -108,9 +109,10 @@ class BankBlock:
         forget_gate: mean forget gate, [S, J]; likewise.
         written_share: written share of every slot after the update, [S, J]; likewise.
         change: norm of what the update changed over the norm of the slot after it, [S, J]; likewise.
-        half_life: updates after which half of what a slot held is left, at its mean forgetting, [J]; infinite for a
-            slot that forgets nothing.
-        word_segments: segments after which the nearest words were looked up, [L].
+        half_life: segments after which half of what a slot held is left, at its mean forgetting, [J]; infinite for a
+            slot that forgets nothing, NaN if no segment was complete.
+        word_segments: segments after which the nearest words were looked up, [L]; -1 = before the text, where the
+            memory held something.
         words: the nearest vocabulary words of every slot through the output embedding, [L][J][few].
         word_scores: their logits, [L, J, few].
     """

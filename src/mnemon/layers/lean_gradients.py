@@ -56,9 +56,9 @@ class _WrittenContent(torch.autograd.Function):
         valid: Tensor | None,
         floor: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        scores = _scores(queries, keys, slope, positions, valid)
+        scores = write_scores(queries, keys, slope, positions, valid)
         peak = torch.maximum(floor, scores.amax(dim=-1))
-        weights = _weights(scores, peak, valid)
+        weights = write_weights(scores, peak, valid)
         ctx.save_for_backward(queries, keys, values, slope, positions, valid, peak)
         ctx.mark_non_differentiable(peak)
         return peak, weights.sum(dim=-1), weights @ values
@@ -68,7 +68,7 @@ class _WrittenContent(torch.autograd.Function):
     def backward(ctx: Any, _: Tensor, d_total: Tensor, d_value: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, slope, positions, valid, peak = ctx.saved_tensors
         with torch.autocast(keys.device.type, enabled=False):
-            weights = _weights(_scores(queries, keys, slope, positions, valid), peak, valid)
+            weights = write_weights(write_scores(queries, keys, slope, positions, valid), peak, valid)
             d_values = weights.transpose(-1, -2) @ d_value
             # d_scores = weights * (d_value . v + d_total), in place of the weights.
             d_scores = weights.mul_((d_value @ values.transpose(-1, -2)).add_(d_total[..., None]))
@@ -78,13 +78,16 @@ class _WrittenContent(torch.autograd.Function):
         return d_queries, d_keys, d_values, d_slope, None, None, None
 
 
-def _scores(queries: Tensor, keys: Tensor, slope: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
+def write_scores(
+    queries: Tensor, keys: Tensor, slope: Tensor, positions: Tensor, valid: Tensor | None = None
+) -> Tensor:
+    """Return the scores s_jt of `written_content` [B, H, J, T] for arguments of its shapes."""
     scores = queries @ keys.transpose(-1, -2)
     scores.add_((slope[None, :, None] * positions[:, None, :])[:, :, None, :])
     return scores if valid is None else scores.masked_fill_(~valid[:, None, None, :], _NEVER)
 
 
-def _weights(scores: Tensor, peak: Tensor, valid: Tensor | None) -> Tensor:
+def write_weights(scores: Tensor, peak: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return exp(scores - peak), in place of the scores."""
     weights = scores.sub_(peak[..., None]).clamp_min_(_FAINTEST).exp_()
     return weights if valid is None else weights.mul_(valid[:, None, None, :])

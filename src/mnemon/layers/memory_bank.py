@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnemon.layers.lean_gradients import content_of, gated_projection, gated_update, normed_projections, written_content
+from mnemon.layers.lean_gradients import (
+    content_of,
+    gated_projection,
+    gated_update,
+    normed_projections,
+    write_scores,
+    write_weights,
+    written_content,
+)
 
 # Peak of the scores before the first token. Finite, so that it needs no special case.
 _NEVER = -1e30
@@ -208,10 +216,10 @@ class MemoryBank(nn.Module):
         Source:
             arXiv:2502.06049, equations 1-3, with multiple heads.
         """
-        queries = self._heads(self.read_query(x))
+        queries = self.read_queries(x)
         weights = None
         if wants_weights or self.read_top_k is not None:
-            weights = self._read_weights(queries, segment)
+            weights = self.read_weights(queries, segment)
             retrieved = self._merge(weights @ segment.values)
         else:  # the library's fused attention keeps no weights for the backward pass
             keys, values = (part.expand(len(x), -1, -1, -1) for part in (segment.keys, segment.values))
@@ -222,7 +230,12 @@ class MemoryBank(nn.Module):
         )
         return ReadResult(term, weights, gate)
 
-    def _read_weights(self, queries: Tensor, segment: SegmentRead) -> Tensor:
+    def read_queries(self, x: Tensor) -> Tensor:
+        """Return what tokens ask for, [B, H, T, d], from the block's normalised input [B, T, D]."""
+        return self._heads(self.read_query(x))
+
+    def read_weights(self, queries: Tensor, segment: SegmentRead) -> Tensor:
+        """Return how queries [B, H, T, d] share their reads among the slots of a bank, [B, H, T, J]."""
         scores = queries @ segment.keys.transpose(-1, -2) * self.scale
         if self.read_top_k is not None and self.read_top_k < scores.shape[-1]:
             threshold = scores.topk(self.read_top_k, dim=-1).values[..., -1:]
@@ -259,8 +272,7 @@ class MemoryBank(nn.Module):
         Returns:
             The new statistics, in the state's dtype.
         """
-        weights = (self.write_key.weight, self.write_value.weight)
-        keys, values = map(self._heads, normed_projections(residual, self.write_norm, self.norm_eps, *weights))
+        keys, values = self._written_projections(residual)
         # ALiBi form: a later fact about the same thing counts more. The constant -slope * (segment end) is left out,
         # because a softmax does not see it and the end is not known while decoding.
         peak, total, value = written_content(
@@ -270,6 +282,28 @@ class MemoryBank(nn.Module):
             return WriteStatistics(peak, total, value)
         rescale = torch.exp(past.peak - peak)
         return WriteStatistics(peak, past.total * rescale + total, past.value * rescale[..., None] + value)
+
+    def write_shares(
+        self, residual: Tensor, positions: Tensor, segment: SegmentRead, statistics: WriteStatistics
+    ) -> Tensor:
+        """Return which share of every slot's write attention falls on each token.
+
+            share_jt = exp(s_jt - peak_j) / total_j
+
+        Args:
+            residual: as in `gather`, [B, T, D].
+            positions: as in `gather`, [B, T] or [1, T].
+            segment: projections of the segment-start bank.
+            statistics: statistics over all tokens of the segment, those before included.
+        Returns:
+            Shares [B, H, J, T], in the state's dtype; they add up to 1 over the tokens of the segment.
+        """
+        keys, _ = self._written_projections(residual)
+        dtype = statistics.peak.dtype
+        scores = write_scores(
+            segment.write_queries.to(dtype), keys.to(dtype), self.recency_slope.to(dtype), positions.to(dtype)
+        )
+        return write_weights(scores, statistics.peak) / statistics.total[..., None]
 
     def update(self, bank: Tensor, statistics: WriteStatistics) -> tuple[Tensor, GateValues]:
         """Apply the gated update of a complete segment.
@@ -293,6 +327,12 @@ class MemoryBank(nn.Module):
             + _linear_in(bank.dtype, self.forget_gate_bank, rms_normalise(bank))
         )
         return gated_update(input_gate, written, forget_gate, bank), GateValues(input_gate, forget_gate)
+
+    def _written_projections(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of tokens for writing, [B, H, T, d] each."""
+        weights = (self.write_key.weight, self.write_value.weight)
+        keys, values = normed_projections(residual, self.write_norm, self.norm_eps, *weights)
+        return self._heads(keys), self._heads(values)
 
     def _gate(self, x: Tensor) -> Tensor:
         """Squash to [0, 1]; with a stretch, both ends are reached.

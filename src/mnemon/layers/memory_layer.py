@@ -89,6 +89,28 @@ class MemoryInputs(NamedTuple):
         return MemoryInputs(function(self.streams), gates, None if self.step is None else function(self.step))
 
 
+class RuleInputs(NamedTuple):
+    """What a layer hands its rule for some tokens, and what it carries on beside the rule's state.
+
+    Attributes:
+        q: queries, [B, T, H, K].
+        k: keys, [B, T, H, K].
+        v: values as they are written, [B, T, H, V].
+        keywords: gates, weights and settings of the rule, by keyword.
+        skipped: values that are also added to the output, [B, T, H, V], if the layer does that.
+        tail: tail of the convolution after the last token.
+        position: tokens read by then, [B].
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    keywords: dict[str, Any]
+    skipped: Tensor
+    tail: Tensor
+    position: Tensor
+
+
 class MemoryLayer(nn.Module):
     """Projections, convolution, gates, weights, norm and output of a layer around one update rule.
 
@@ -269,6 +291,23 @@ class MemoryLayer(nn.Module):
         Returns:
             What the memories answered, [B, T, H, V], and the state after the last token.
         """
+        call = self.rule_inputs(inputs, state, mask, cu_seqlens)
+        o, memory = self.rule(
+            call.q, call.k, call.v, form=self.form, state=state.memory, mask=mask, cu_seqlens=cu_seqlens,
+            **call.keywords,
+        )  # fmt: skip
+        if self.skip is not None:
+            o = o + self.skip.to(o.dtype)[:, None] * call.skipped
+        return o, LinearMemoryState(call.tail, memory, call.position)
+
+    def rule_inputs(
+        self,
+        inputs: MemoryInputs,
+        state: LinearMemoryState,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> RuleInputs:
+        """Return what `remember` hands the rule (arguments as there)."""
         do = self.conventions
         lengths = None if mask is None else mask.sum(dim=1)
         streams, tail = self._convolve(inputs.streams, state.tail, lengths, cu_seqlens)
@@ -285,13 +324,8 @@ class MemoryLayer(nn.Module):
             q, k = _rotate(q, place), _rotate(k, place)
         written = v if inputs.step is None else (v * inputs.step[..., None]).to(v.dtype)
         weights = {name: weight.to(state_dtype(q.dtype)) for name, weight in self.weights.items()}
-        o, memory = self.rule(
-            q, k, written, form=self.form, state=state.memory, mask=mask, cu_seqlens=cu_seqlens,
-            **inputs.gates, **weights, **self.settings,
-        )  # fmt: skip
-        if self.skip is not None:
-            o = o + self.skip.to(o.dtype)[:, None] * v
-        return o, LinearMemoryState(tail, memory, position)
+        keywords = {**inputs.gates, **weights, **self.settings}
+        return RuleInputs(q, k, written, keywords, v, tail, position)
 
     def output(self, o: Tensor, x: Tensor) -> Tensor:
         """Return what a layer adds to the residual stream, [B, T, D], from the memories' answers [B, T, H, V]."""

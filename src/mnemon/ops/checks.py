@@ -15,7 +15,7 @@ from torch import Tensor
 from mnemon.errors import ConfigError
 from mnemon.ops.declaration import Dimensions
 from mnemon.ops.rule import UpdateRule
-from mnemon.ops.state import combine, leaves
+from mnemon.ops.state import combine, leaves, rebuild
 
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 100, 257)
 TOLERANCE = 1e-9
@@ -176,6 +176,17 @@ def check_declared_size(rule: UpdateRule, options: dict[str, Any]) -> None:
             raise ConfigError(f"{rule.name}: the cost {formula!r} is not positive")
 
 
+def check_declared_linearity(rule: UpdateRule, options: dict[str, Any]) -> None:
+    """Where the declaration says so, output and state are linear in values and in the tensors that hold them."""
+    tensors = rule.linear_in_values(**options)
+    distance = nonlinearity(rule, options, tensors) if tensors else 0.0
+    if not distance <= TOLERANCE:
+        raise ConfigError(
+            f"{rule.name}: is declared linear in values (linear_tensors={tensors}), but a mixture of two inputs misses "
+            f"the mixture of their results by {distance:.1e}"
+        )
+
+
 CHECKS: tuple[Callable[[UpdateRule, dict[str, Any]], None], ...] = (
     check_forms_agree,
     check_chunk_size_changes_nothing,
@@ -187,7 +198,38 @@ CHECKS: tuple[Callable[[UpdateRule, dict[str, Any]], None], ...] = (
     check_float32_and_bfloat16,
     check_gradients,
     check_declared_size,
+    check_declared_linearity,
 )
+
+
+def nonlinearity(rule: UpdateRule, options: dict[str, Any], tensors: tuple[int, ...]) -> float:
+    """Return how far a rule is from linear in its values and some tensors of its state.
+
+    Args:
+        rule: the rule.
+        options: settings.
+        tensors: numbers of these tensors; queries, keys, gates and the other tensors are held.
+
+    Returns:
+        The largest distance of the results (output and these tensors) of 2 a - 3 b from 2 times those of a minus 3
+        times those of b, relative to the largest number compared (or to 1 if that is smaller).
+    """
+    call, other = (_inputs(rule, options, 40, seed=seed) for seed in (0, 1))
+    start = _start(rule, options, call)
+    pairs = list(zip(leaves(start), leaves(rule.recurrent(**other)[1]), strict=True))
+
+    def results(one: float, two: float) -> list[Tensor]:
+        state = [one * a + two * b if number in tensors else a for number, (a, b) in enumerate(pairs)]
+        values = one * call["v"] + two * other["v"]
+        output, after = rule.recurrent(**(call | {"v": values}), state=rebuild(start, state))
+        return [output, *(leaves(after)[number] for number in tensors)]
+
+    mixed, first, second = results(2.0, -3.0), results(1.0, 0.0), results(0.0, 1.0)
+    return max(
+        ((x - (2.0 * a - 3.0 * b)).abs().max() / x.abs().max().clamp(min=1.0)).item()
+        for x, a, b in zip(mixed, first, second, strict=True)
+        if x.numel()
+    )
 
 
 def _inputs(

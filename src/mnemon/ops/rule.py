@@ -7,8 +7,8 @@ name. Checking a call lives in `mnemon.ops.validation`, running a form in `mnemo
 Shapes: `B` batch, `T` tokens, `H` heads, `K` key width per head, `V` value width per head, `J` slots, `C` chunk.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -58,6 +58,10 @@ class UpdateRule:
         counts_tokens: identity inputs cannot express a masked step (the rule counts tokens, or moves without input).
             Such a `chunkwise_form` takes `mask`: None, or [B, T] that is False at the end of rows only. `step` never
             sees a mask: the scan leaves the state of a masked token as it was.
+        linear_tensors: numbers of the state's tensors (`mnemon.ops.state.leaves`) that hold values: with queries, keys,
+            gates and all other tensors held, the output and these tensors are linear in the values and in these tensors
+            before. Empty = the output is not linear in the values, or nobody has said so.
+        linear_settings: values that hyper-parameters must have for that, by name; others do not matter.
     """
 
     name: str
@@ -78,6 +82,8 @@ class UpdateRule:
     equal_widths: bool = False
     chunk_size: int = 64
     counts_tokens: bool = False
+    linear_tensors: tuple[int, ...] = ()
+    linear_settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -92,6 +98,15 @@ class UpdateRule:
     def defaults(self) -> dict[str, int | float | str]:
         """Return the hyper-parameters with their default values."""
         return {setting.name: setting.default for setting in self.hyper_parameters}
+
+    def linear_in_values(self, **settings: int | float | str) -> tuple[int, ...]:
+        """Return `linear_tensors` if these settings allow it, else ().
+
+        Args:
+            settings: hyper-parameters that differ from their defaults.
+        """
+        given = self.defaults() | settings
+        return self.linear_tensors if all(given[n] == value for n, value in self.linear_settings.items()) else ()
 
     def size(self, formula: str, *, key_dim: int, value_dim: int, slots: int = 0, **others: float) -> int:
         """Evaluate one of the rule's formulas, such as `rule.size(rule.state_size, key_dim=64, value_dim=64)`.

@@ -38,4 +38,5 @@ RULE = UpdateRule(
     chunkwise_form=chunkwise,
     light_backward=True,
     fla_form=FlaForm(_fla),
+    linear_tensors=(0,),
 )

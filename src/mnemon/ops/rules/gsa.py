@@ -363,4 +363,5 @@ RULE = UpdateRule(
     chunkwise_form=chunkwise,
     fla_form=FlaForm(_fla),
     light_backward=True,
+    linear_tensors=(1,),
 )

@@ -48,4 +48,5 @@ RULE = UpdateRule(
     unit_keys=True,
     chunk_size=32,
     light_backward=True,
+    linear_tensors=(0,),
 )

@@ -40,4 +40,5 @@ RULE = UpdateRule(
     chunkwise_form=chunkwise,
     fla_form=FlaForm(_fla),
     light_backward=True,
+    linear_tensors=(0,),
 )

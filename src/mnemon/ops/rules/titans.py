@@ -443,4 +443,6 @@ RULE = UpdateRule(
     chunkwise_form=chunkwise,
     unit_keys=True,
     counts_tokens=True,
+    linear_tensors=(0, 1, 2),
+    linear_settings={"memory": "matrix"},
 )

@@ -1,0 +1,252 @@
+"""Record what a memory does while a model reads a text: one reading, all recorders side by side.
+
+Which recorders watch depends on what the model holds, and a model may hold several (LM2 on a base with mixtures):
+
+    memory banks       BankRecorder(model, tokenizer, reading, state)          .blocks() -> tuple[BankBlock, ...]
+    linear memories    MixtureRecorder(model, tokenizer, reading, state)       .layers() -> tuple[MixtureLayer, ...]
+    memory tokens      TokenMemoryRecorder(model, tokenizer, reading, state)   .memory() -> TokenMemory
+
+Each is a `mnemon.inspection.reading.Recorder`; its method named above is called once, after the last segment, outside
+of any watch, and may read parts of the text again (`reading.ids`, states it kept in `read`). `state` is what the model
+had read before (None = nothing). `notes` says in words what was grouped or left out.
+
+The parts that can be knocked out are lists of `mnemon.inspection.knock_out.Part`:
+
+    bank_parts(model, ...)            in mnemon.inspection.knock_out
+    mixture_parts(model)              in mnemon.inspection.record_mixture: memories of blocks, blocks, all
+    token_memory_parts(model)         in mnemon.inspection.record_token_memory: memory tokens or blocks, all
+
+Every list holds exactly one part of kind "all". "Without the memory" is what the model's own `knock_out_memory` does;
+for a model that has no such thing, it is the model without the part "all".
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mnemon.errors import ConfigError
+from mnemon.inspection.knock_out import Tail, bank_parts, knock_out
+from mnemon.inspection.predictions import NextTokens
+from mnemon.inspection.reading import Reading, Recorder, plan_reading, read_segments, segment_length
+from mnemon.inspection.record_bank import BankRecorder, most_read_slots
+from mnemon.inspection.trace import KnockOuts, Predictions, ReadText, Source, Trace
+from mnemon.models.base_model import fingerprint
+from mnemon.models.memory_model import MemoryModel
+from mnemon.models.modeling_lm2 import LM2ForCausalLM
+from mnemon.models.state import LM2State, MemoryCache, MemoryState
+
+MAX_COLUMNS = 4000
+MAX_SLOTS = 64
+MAX_KNOCK_OUTS = 32
+_FEWEST_SLOTS = 8
+_BUDGET_BYTES = 5_000_000
+_BYTES_PER_COLUMN = 3 * 2  # of one slot of one block
+_BYTES_PER_SEGMENT = 3 * 2 + 4
+_MOST_LOOK_UPS = 8_000  # times slots and blocks
+_LAST_WORDS = 8
+_BROKEN = "\ufffd"  # what a tokenizer gives for a part of a character
+_LONGEST_CHARACTER = 16  # tokens, generously
+
+Progress = Callable[[int, int], None]
+"""Called with the tokens read so far, and all."""
+
+
+def record(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    source: Source,
+    target: Sequence[int] | None = None,
+    question_start: int | None = None,
+    state: MemoryState | None = None,
+    name: str | None = None,
+    max_columns: int = MAX_COLUMNS,
+    max_slots: int = MAX_SLOTS,
+    max_knock_outs: int = MAX_KNOCK_OUTS,
+    progress: Progress | None = None,
+) -> Trace:
+    """Let a model read a text and record what its memory does.
+
+    The text is read twice, with the memory and without it; a third time, before, if only some slots are to be shown, to
+    see which are read most. Memory needed is that of one segment and of the trace.
+
+    Args:
+        model: an LM2, MoM or RMT model.
+        tokenizer: its tokenizer.
+        ids: token ids of the text, at least one.
+        source: what is read.
+        target: token ids of the right answer, which are read after the text; None = the text's last words are what is
+            measured.
+        question_start: number of the question's first token; the causal check then reads from the beginning of its
+            segment. None = from the segment in which the target begins.
+        state: what the model has read before, with one row; None = nothing.
+        name: name of the model in the trace; None = where it was loaded from.
+        max_columns: columns of the trace at most, unless there are more segments.
+        max_slots: slots to show at most, per block.
+        max_knock_outs: slots to knock out at most.
+        progress: told after every segment.
+
+    Returns:
+        The trace, without explanations.
+
+    Raises:
+        ConfigError: for a model without a memory.
+        ShapeError: for a text without a token.
+        StateError: for a state of another model.
+    """
+    if not isinstance(model, MemoryModel):
+        raise ConfigError(f"{type(model).__name__} has no memory to look into; expected an LM2, MoM or RMT model")
+    text, num_target = [*ids, *(target or ())], len(target) if target else min(_LAST_WORDS, len(ids) - 1)
+    columns, slots = _sizes(model, len(text), max_columns, max_slots)
+    reading = plan_reading(model, text, columns, state)
+    with _evaluating(model):
+        _check(model, reading, state)
+        bank = _bank_recorder(model, tokenizer, reading, state, slots)
+        recorders: list[Recorder] = [recorder for recorder in (bank,) if recorder is not None]
+        tail_segment = _segment_of_tail(reading, num_target, question_start)
+        predictions, before_tail = _read(model, tokenizer, reading, recorders, state, tail_segment, progress)
+        notes = _notes(reading)
+        knock_outs = None
+        if num_target and bank is not None:
+            tail = Tail(reading.ids[reading.segment(tail_segment).tokens.start :], num_target, before_tail)
+            parts, left_out = bank_parts(cast(LM2ForCausalLM, model), tail, max_knock_outs)
+            words = str(tokenizer.decode(tail.ids[-num_target:].tolist())).strip()
+            knock_outs = KnockOuts(words, *knock_out(model, tail, parts))
+            notes += [f"parts were knocked out while the last {len(tail.ids)} tokens were read", *left_out]
+    return Trace(
+        model=name or model.config._name_or_path or type(model).__name__,
+        family=model.config.model_type,
+        fingerprint=fingerprint(model),
+        source=source,
+        text=ReadText(column_texts(reading, tokenizer), reading.starts, reading.segments, reading.complete),
+        predictions=predictions,
+        bank=() if bank is None else bank.blocks(),
+        knock_outs=knock_outs,
+        notes=(*notes, *(note for recorder in recorders for note in recorder.notes)),
+    )
+
+
+def column_texts(reading: Reading, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the text of every column, with the blanks that its tokens stand for.
+
+    A character that is made of the tokens of two columns belongs to the second.
+    """
+
+    def decoded(end: int) -> str:
+        return str(tokenizer.decode(reading.ids[context:end].tolist(), clean_up_tokenization_spaces=False))
+
+    longest_wait = _LONGEST_CHARACTER + int(np.diff(reading.starts).max())
+    texts = []
+    context, done = 0, 0  # first token that is decoded, and how many characters of what is decoded have been given out
+    for end in reading.starts[1:].tolist():
+        text = decoded(end)
+        is_open = text.endswith(_BROKEN) and end < reading.num_tokens and end - context < longest_wait
+        text = text.rstrip(_BROKEN) if is_open else text
+        texts.append(text[done:])
+        done = max(done, len(text))
+        if not is_open:  # alone, some tokenizers drop the blank in front of a token, so the last one stays in front
+            context = end - 1
+            done = len(decoded(end))
+    return tuple(texts)
+
+
+def _read(
+    model: MemoryModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    recorders: Sequence[Recorder],
+    state: MemoryState | None,
+    tail_segment: int,
+    progress: Progress | None,
+) -> tuple[Predictions | None, MemoryState | None]:
+    """Read the text with and without the memory, side by side.
+
+    Returns:
+        The predictions, if the model can read without its memory, and the state before the segment `tail_segment`.
+    """
+    seen, unseen = NextTokens(reading), NextTokens(reading)
+    before_tail = state
+    can_do_without = "knock_out_memory" in inspect.signature(model.forward).parameters
+    controls = read_segments(model, reading, [], state, knock_out_memory=True) if can_do_without else None
+    for segment, logits, after in read_segments(model, reading, recorders, state):
+        seen.take(segment, logits)
+        if controls is not None:
+            unseen.take(segment, next(controls)[1])
+        if segment.number + 1 == tail_segment:
+            before_tail = after
+        if progress is not None:
+            progress(segment.tokens.stop, reading.num_tokens)
+    if controls is None:
+        return None, before_tail
+    words = (seen.words(tokenizer), unseen.words(tokenizer))
+    return Predictions(seen.column_means(), unseen.column_means(), *words), before_tail
+
+
+def _bank_recorder(
+    model: MemoryModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    state: MemoryState | None,
+    most_slots: int,
+) -> BankRecorder | None:
+    if not isinstance(model, LM2ForCausalLM) or not model.banks:
+        return None
+    own = cast(LM2State | None, state)
+    slots = None if model.config.num_slots <= most_slots else most_read_slots(model, reading, own, most_slots)
+    shown = min(most_slots, model.config.num_slots) * len(model.banks)
+    return BankRecorder(model, tokenizer, reading, own, slots, look_ups=max(2, min(16, _MOST_LOOK_UPS // shown)))
+
+
+def _sizes(model: MemoryModel, num_tokens: int, max_columns: int, max_slots: int) -> tuple[int, int]:
+    """Return how many columns and slots keep a trace below its budget: fewer columns first, down to the segments."""
+    if not isinstance(model, LM2ForCausalLM) or not model.banks:
+        return max_columns, max_slots
+    slots, blocks = min(max_slots, model.config.num_slots), len(model.banks)
+    segments = num_tokens // segment_length(model, num_tokens) + 2
+    of_segments = segments * _BYTES_PER_SEGMENT
+    columns = (_BUDGET_BYTES // (blocks * slots) - of_segments) // _BYTES_PER_COLUMN
+    columns = max(min(columns, max_columns), segments)
+    fitting = _BUDGET_BYTES // (blocks * (columns * _BYTES_PER_COLUMN + of_segments))
+    return columns, max(min(slots, fitting), min(slots, _FEWEST_SLOTS))
+
+
+def _segment_of_tail(reading: Reading, num_target: int, question_start: int | None) -> int:
+    """Return the segment from which the question and the target are read again."""
+    last = max(reading.num_tokens - num_target - 1, 0)  # what predicts the target's first token
+    first = last if question_start is None else min(question_start, last)
+    return int(np.searchsorted(reading.starts[reading.segments], first, side="right")) - 1
+
+
+def _notes(reading: Reading) -> list[str]:
+    notes = []
+    size = int(np.diff(reading.starts).max())
+    if size > 1:
+        notes.append(
+            f"tokens are shown in columns of up to {size}: shares, gates and log-probabilities are their means"
+        )
+    if not reading.complete:
+        notes.append("the last segment is incomplete: the memory was not updated after it")
+    return notes
+
+
+@torch.no_grad()
+def _check(model: MemoryModel, reading: Reading, state: MemoryState | None) -> None:
+    """Read one token, so that the model refuses a state that is not its own, or ids of another tokenizer."""
+    ids = torch.from_numpy(reading.ids)[None].to(model.device)
+    model(input_ids=ids[:, :1], past_key_values=MemoryCache(None if state is None else state.branch()))
+
+
+@contextmanager
+def _evaluating(model: MemoryModel) -> Iterator[None]:
+    """Put a model into evaluation mode, and back."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
