@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 
 from mnemon.bench.models import DTYPES
 from mnemon.bench.run import circumstances
-from mnemon.bench.timing import interleave, paired_ratios, quartiles
+from mnemon.bench.timing import cpu_threads, interleave, paired_ratios, quartiles
 from mnemon.errors import DataError
 from mnemon.evaluation.machine import describe_machine
 from mnemon.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_text
@@ -116,11 +116,9 @@ def run_mom_benchmark(settings: MoMSettings, command: str, report: Callable[[str
         command: how it was asked for, for the record.
         report: told what is measured next.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
     layers: list[LayerRow] = []
     decoding: list[DecodeRow] = []
-    try:
+    with cpu_threads(settings.threads):
         machine = {**describe_machine(settings.device), **circumstances()}
         for rule in settings.rules:
             if "layer" in settings.parts:
@@ -130,8 +128,6 @@ def run_mom_benchmark(settings: MoMSettings, command: str, report: Callable[[str
             if "decode" in settings.parts:
                 report(f"{rule}: decoding after {', '.join(f'{context:,}' for context in settings.contexts)} tokens")
                 decoding += measure_decoding(rule, settings)
-    finally:
-        torch.set_num_threads(threads)
     return MoMRun(settings, command, machine, layers, decoding)
 
 

@@ -13,7 +13,7 @@ from mnemon.bench.cost import ModelShape, plain_multiply_adds, visible_pairs
 from mnemon.bench.models import DTYPES, llama_config, random_tokens
 from mnemon.bench.report import grid, spread
 from mnemon.bench.run import circumstances
-from mnemon.bench.timing import interleave, paired_ratios, quartiles
+from mnemon.bench.timing import cpu_threads, interleave, paired_ratios, quartiles
 from mnemon.bench.train_step import TrainStep
 from mnemon.errors import DataError
 from mnemon.evaluation.machine import describe_machine
@@ -95,9 +95,7 @@ def run_rmt_benchmark(settings: RMTSettings, command: str, report: Callable[[str
         command: how it was asked for, for the record.
         report: told what is measured next.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with cpu_threads(settings.threads):
         machine = {**describe_machine(settings.device), **circumstances()}
         configs = {memory: _config(settings, memory) for memory in MEMORIES}
         with_memory = {memory: RMTForCausalLM(config) for memory, config in configs.items()}
@@ -121,8 +119,6 @@ def run_rmt_benchmark(settings: RMTSettings, command: str, report: Callable[[str
                 )
                 for memory, config in configs.items()
             ]
-    finally:
-        torch.set_num_threads(threads)
     return RMTRun(settings, command, machine, rows)
 
 

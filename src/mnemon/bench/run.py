@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mnemon.bench.cost import MemoryShape, ModelShape
 from mnemon.bench.inference import InferenceRow, measure_inference
 from mnemon.bench.settings import Settings
+from mnemon.bench.timing import cpu_threads
 from mnemon.bench.train_step import TrainRow, measure_training
 from mnemon.errors import DataError
 from mnemon.evaluation.machine import describe_machine
@@ -38,14 +37,10 @@ def run_benchmark(settings: Settings, command: str, report: Callable[[str], None
         command: how it was asked for, for the record.
         report: told what is measured next.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with cpu_threads(settings.threads):
         machine = {**describe_machine(settings.device), **circumstances()}
         train = measure_training(settings, report) if "train" in settings.parts else []
         inference = measure_inference(settings, report) if {"prefill", "decode"} & set(settings.parts) else []
-    finally:
-        torch.set_num_threads(threads)
     return BenchRun(settings, command, machine, train, inference)
 
 

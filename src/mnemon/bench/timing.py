@@ -1,11 +1,29 @@
 """Timing of competitors in one process: interleaved repeats, so that a busy machine disturbs all of them alike."""
 
+import ctypes
 import gc
+import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+# Parameters of glibc's mallopt, with what keeps memory and what is the default.
+_TRIM_THRESHOLD = (-1, 2**31 - 1, 128 * 1024)
+_MOST_MAPPED = (-4, 0, 65536)
+
+
+@contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """Compute with so many threads within the context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def interleave(
@@ -57,3 +75,27 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def paired_ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
     """Divide the times of two competitors round by round."""
     return [above / below for above, below in zip(numerator, denominator, strict=True)]
+
+
+@contextmanager
+def kept_memory() -> Iterator[str]:
+    """Let the process keep the memory it frees, as the allocator of a GPU does, and say so.
+
+    glibc gives every block above 32 MiB back to the system at once; each of its pages then costs a fault when the next
+    run touches it, so that long inputs measure the system and not the sums.
+
+    Yields:
+        What the allocator does, for the record.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield "as the system has it"
+        return
+    library = ctypes.CDLL(None)
+    for parameter, keeping, _ in (_TRIM_THRESHOLD, _MOST_MAPPED):
+        library.mallopt(parameter, keeping)
+    try:
+        yield "glibc, freed memory kept"
+    finally:
+        for parameter, _, default in (_TRIM_THRESHOLD, _MOST_MAPPED):
+            library.mallopt(parameter, default)
+        library.malloc_trim(0)

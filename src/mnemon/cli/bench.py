@@ -9,7 +9,7 @@ import typer
 
 from mnemon.cli.bench_mom import mom
 from mnemon.cli.bench_ops import ops
-from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, words
+from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, reporter, words
 from mnemon.cli.bench_rmt import rmt
 from mnemon.cli.display import command_line, silence_libraries, token_bar
 from mnemon.cli.options import JsonOption, OverwriteOption
@@ -195,11 +195,7 @@ def _run(settings: "Settings", folder: Path, quiet: bool) -> "BenchRun":
 
     silence_libraries()
 
-    def report(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr)
-
-    run = run_benchmark(settings, command_line(sys.argv), report)
+    run = run_benchmark(settings, command_line(sys.argv), reporter(quiet))
     charts = all_charts(run)
     write_results(folder, run)
     for chart in charts:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, words
+from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, reporter, words
 from mnemon.cli.display import command_line, silence_libraries
 from mnemon.cli.options import JsonOption, OverwriteOption
 from mnemon.files import prepare_output_folder, read_text
@@ -80,10 +80,6 @@ def mom(
     folder = prepare_output_folder(output or Path("runs/bench/mom"), overwrite, resumable=False)
     silence_libraries()
 
-    def report(text: str) -> None:
-        if not json_output:
-            print(text, file=sys.stderr)
-
-    run = run_mom_benchmark(settings, command_line(sys.argv), report)
+    run = run_mom_benchmark(settings, command_line(sys.argv), reporter(json_output))
     write(folder, run)
     print(json.dumps({"output": str(folder), **asdict(run)}) if json_output else read_text(folder / "table.md"))

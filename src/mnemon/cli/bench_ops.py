@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, words
+from mnemon.cli.bench_options import DTYPES, check_device, check_dtype, choices, numbers, reporter, words
 from mnemon.cli.display import command_line, silence_libraries
 from mnemon.cli.options import JsonOption, OverwriteOption
 from mnemon.errors import RunError
@@ -91,11 +91,7 @@ def _measure(settings: "OpsSettings", folder: Path, json_output: bool) -> None:
     from mnemon.bench.ops.files import write
     from mnemon.bench.ops.measure import run_ops_benchmark
 
-    def report(text: str) -> None:
-        if not json_output:
-            print(text, file=sys.stderr)
-
-    run = run_ops_benchmark(settings, command_line(sys.argv), report)
+    run = run_ops_benchmark(settings, command_line(sys.argv), reporter(json_output))
     write(folder, run)
     print(json.dumps({"output": str(folder), **asdict(run)}) if json_output else read_text(folder / "table.md"))
     faults = run.faults()

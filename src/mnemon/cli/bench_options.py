@@ -1,4 +1,7 @@
-"""Option values that the benchmarks share: lists, numbers, devices, dtypes. A mistake is one line."""
+"""What the benchmarks share on the command line: option values, whose mistakes are one line, and words on the way."""
+
+import sys
+from collections.abc import Callable
 
 from mnemon.errors import ConfigError
 
@@ -49,3 +52,8 @@ def numbers(option: str, text: str) -> list[int]:
             raise ConfigError(f"{option} takes numbers of at least 1 such as 256 or 4k, got {word!r}")
         found.append(int(digits) * factor)
     return found
+
+
+def reporter(quiet: bool) -> Callable[[str], None]:
+    """Return what tells the user, on standard error, what is measured next; nothing if `quiet`."""
+    return (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))

@@ -18,8 +18,8 @@ from mnemon.evaluation import tables
 from mnemon.evaluation.comparison import Comparison
 from mnemon.evaluation.diagnostics import MemoryReport, memory_grid, memory_notes, report_from_dict
 from mnemon.evaluation.results import BabilongResult, parse_json, result_from_dict
-from mnemon.evaluation.sample_scores import parse_line
-from mnemon.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_text
+from mnemon.evaluation.sample_scores import ADVICE
+from mnemon.files import atomic_write_bytes, atomic_write_json, atomic_write_text, parse_object, read_text
 
 FORMAT = "mnemon-evaluation-1"
 _CELL_FACTS = ("task", "length", "seconds", "prompt_tokens", "new_tokens", "retrieval")
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> EvaluationRun:
     predictions: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     lines = read_text(folder / PREDICTIONS).splitlines()
     for number, line in enumerate(lines, start=1):
-        record = parse_line(line, where := f"{folder / PREDICTIONS}:{number}")
+        record = parse_object(line, where := f"{folder / PREDICTIONS}:{number}", ADVICE)
         for mark in ("exact", "official"):
             if not isinstance(record.get(mark), bool):
                 raise DataError(f"{where}: expected true or false under {mark!r}, got {record.get(mark)!r}")

@@ -10,15 +10,17 @@ both lines name the digest of what was asked, on equal digests only. Further key
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
 from mnemon.errors import DataError
-from mnemon.files import read_text
+from mnemon.files import parse_object, read_text
 
 SAMPLES = "samples.jsonl"
+ADVICE = "; evaluate again"
+"""What to do about a damaged result."""
 
 
 @dataclass(frozen=True)
@@ -41,44 +43,43 @@ class SampleScore:
     sample_sha256: str = ""
 
 
+Sample = TypeVar("Sample", bound=SampleScore)
+
+
 def sample_lines(samples: Iterable[SampleScore]) -> str:
     """Write samples as JSON lines."""
     return "".join(json.dumps(asdict(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples)
 
 
 def read_sample_scores(path: Path) -> tuple[SampleScore, ...]:
-    """Read a file of samples.
+    """Read a file of samples, whoever wrote it; keys of its own are passed over.
 
     Raises:
-        DataError: if the file is missing, a line is malformed, lacks a key or holds a score that is no finite number,
-            or a sample of a model stands there twice; file and line are named.
+        DataError: see `read_samples`; or a line lacks a key or holds a score that is no finite number.
     """
-    samples: dict[tuple[str, str, str, str], SampleScore] = {}
+    return read_samples(path, _sample)
+
+
+def read_samples(path: Path, build: Callable[[dict[str, Any], str], Sample]) -> tuple[Sample, ...]:
+    """Read a file of samples.
+
+    Args:
+        path: the file.
+        build: makes a sample of a parsed line; told what names the line in messages.
+
+    Raises:
+        DataError: the file is missing, a line is malformed, or a sample of a model stands there twice; file and line
+            are named.
+    """
+    samples: dict[tuple[str, str, str, str], Sample] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         where = f"{path}, line {number}"
-        sample = _sample(parse_line(line, where), where)
+        sample = build(parse_object(line, where, ADVICE), where)
         key = (sample.model, sample.suite, sample.task, sample.id)
         if key in samples:
-            raise DataError(
-                f"{where}: the sample {sample.id} of {sample.model} stands there a second time; evaluate again"
-            )
+            raise DataError(f"{where}: the sample {sample.id} of {sample.model} stands there a second time{ADVICE}")
         samples[key] = sample
     return tuple(samples.values())
-
-
-def parse_line(line: str, where: str) -> dict[str, Any]:
-    """Parse one line as a JSON object without NaN or infinity; DataError that says where if it is none."""
-
-    def refuse(word: str) -> NoReturn:
-        raise DataError(f"{where}: expected finite numbers, got {word}; evaluate again")
-
-    try:
-        value = json.loads(line, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg}); evaluate again") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}; evaluate again")
-    return value
 
 
 def digest(data: bytes) -> str:
@@ -90,12 +91,12 @@ def _sample(value: dict[str, Any], where: str) -> SampleScore:
     names = {}
     for key in ("model", "suite", "task", "id"):
         if not isinstance(value.get(key), str):
-            raise DataError(f"{where}: expected a text under {key!r}, got {value.get(key)!r}; evaluate again")
+            raise DataError(f"{where}: expected a text under {key!r}, got {value.get(key)!r}{ADVICE}")
         names[key] = value[key]
     score = value.get("score")
     if isinstance(score, bool):
         score = float(score)
     if not isinstance(score, int | float) or not math.isfinite(score):
-        raise DataError(f"{where}: expected a finite number under 'score', got {score!r}; evaluate again")
+        raise DataError(f"{where}: expected a finite number under 'score', got {score!r}{ADVICE}")
     extra = {key: str(value.get(key) or "") for key in ("metric", "sample_sha256")}
     return SampleScore(**names, score=float(score), **extra)

@@ -2,8 +2,8 @@
 
 The page's source lies beside this file in `assets/`: a template, a style sheet and plain scripts, which are put
 together in the order of `SCRIPTS`. Texts of a trace may be anything that a model read; they enter the page as JSON in
-which no character can end a script, and the scripts show them as text only. A content security policy with the digests of the
-page's own style and script forbids everything else.
+which no character can end a script, and the scripts show them as text only. A content security policy with the digests
+of the page's own style and script forbids everything else.
 
 Numbers travel as one block of bytes: shares (reads, writes, router weights), and what else is kept in it, in half
 precision, all others in single. Where there are so many shares that the page would become large, they are rounded to

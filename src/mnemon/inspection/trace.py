@@ -272,6 +272,8 @@ class Explanation:
         num_tokens: held-out tokens the score is of.
         excerpts: where the unit is most active.
         note: what went wrong, or None.
+        baseline: what the same simulation scores on other units: the score of an explanation that is about nothing in
+            particular; None where it is undefined.
     """
 
     unit: str
@@ -283,6 +285,7 @@ class Explanation:
     num_tokens: int
     excerpts: tuple[Excerpt, ...]
     note: str | None = None
+    baseline: float | None = None
 
 
 @dataclass(frozen=True)

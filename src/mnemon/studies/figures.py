@@ -3,16 +3,14 @@
 Okabe-Ito colours, with a marker and a line style of its own for every arm.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mnemon.evaluation.plots import Plot
+from mnemon.evaluation.plots import GRID_COLOUR, STYLE, Plot, finish, series_style
 from mnemon.studies.memory_arms import ARMS, ATTENTION
 from mnemon.studies.study import Json
 
@@ -22,20 +20,7 @@ _LOOK: dict[str, dict[str, Any]] = {
     "enlarged": {"color": "#009E73", "marker": "^", "linestyle": (0, (1, 1.2))},
     ATTENTION: {"color": "#666666", "marker": "x", "linestyle": ":"},
 }
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#666666")
-_MARKERS = "os^DvPX*"
-_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), "--", ":")
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "svg.hashsalt": "mnemon",
-    "svg.fonttype": "path",
-}
+_STYLE: Any = STYLE | {"font.size": 9, "axes.grid": True, "grid.color": GRID_COLOUR}
 
 
 def accuracy_over_pairs(variants: Sequence[Json]) -> Plot:
@@ -55,7 +40,7 @@ def accuracy_over_pairs(variants: Sequence[Json]) -> Plot:
             axes.set_xticks(pairs, [str(count) for count in pairs])
             axes.set_ylim(-3, 103)
         _legend(figure)
-        return _finish(figure, "accuracy-over-pairs", title)
+        return finish(figure, "accuracy-over-pairs", title)
 
 
 def accuracy_over_state(variants: Sequence[Json]) -> Plot:
@@ -85,7 +70,7 @@ def accuracy_over_state(variants: Sequence[Json]) -> Plot:
         axes.set_ylabel("answered rightly, mean over the slices, %")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
-        return _finish(figure, "accuracy-over-state", title)
+        return finish(figure, "accuracy-over-state", title)
 
 
 def accuracy_over_length(rows: Sequence[Json]) -> Plot:
@@ -105,13 +90,15 @@ def accuracy_over_length(rows: Sequence[Json]) -> Plot:
             below = [100 * (mean["mean"] - mean["low"]) for mean in means]
             above = [100 * (mean["high"] - mean["mean"]) for mean in means]
             places = [lengths.index(length) for length in row["cells"]]
-            axes.errorbar(places, values, [below, above], label=row["label"], capsize=2, markersize=5, **_look(number))
+            axes.errorbar(
+                places, values, [below, above], label=row["label"], capsize=2, markersize=5, **series_style(number)
+            )
         axes.set_xticks(range(len(lengths)), lengths)
         axes.set_ylim(-3, 103)
         axes.set_xlabel("tokens of text")
         axes.set_ylabel("answered rightly, mean over the tasks, %")
         figure.legend(loc="outside upper center", ncols=4, frameon=False)
-        return _finish(figure, "accuracy-over-length", title)
+        return finish(figure, "accuracy-over-length", title)
 
 
 def loss_curves(variants: Sequence[Json]) -> Plot:
@@ -124,7 +111,7 @@ def loss_curves(variants: Sequence[Json]) -> Plot:
                 tokens = [tokens / 1e6 for tokens, _ in variant["curve"]]
                 axes.plot(tokens, [loss for _, loss in variant["curve"]], label=variant["arm"], linewidth=1.2, **look)
         _legend(figure)
-        return _finish(figure, "loss-curves", title)
+        return finish(figure, "loss-curves", title)
 
 
 def loss_lines(variants: Sequence[Json], what: str) -> Plot:
@@ -139,12 +126,12 @@ def loss_lines(variants: Sequence[Json], what: str) -> Plot:
         axes = figure.add_subplot()
         for number, variant in enumerate(variants):
             tokens, losses = zip(*variant["curve"], strict=True)
-            look = {**_look(number), "marker": None}
+            look = {**series_style(number), "marker": None}
             axes.plot([count / 1e6 for count in tokens], losses, label=variant["arm"], linewidth=1.2, **look)
         axes.set_xlabel("tokens read, millions")
         axes.set_ylabel("loss, nats per token")
         axes.legend(title=what, frameon=False)
-        return _finish(figure, "loss-curves", "Training loss over the tokens read")
+        return finish(figure, "loss-curves", "Training loss over the tokens read")
 
 
 def perplexity_over_blocks(variants: Sequence[Json]) -> Plot:
@@ -160,12 +147,12 @@ def perplexity_over_blocks(variants: Sequence[Json]) -> Plot:
         axes = figure.add_subplot()
         for number, row in enumerate(variants[0]["rows"]):
             values = [sum(v["rows"][number]["perplexity"]) / len(v["rows"][number]["perplexity"]) for v in variants]
-            axes.plot(blocks, values, label=f"{row['length']:,}", markersize=5, **_look(number))
+            axes.plot(blocks, values, label=f"{row['length']:,}", markersize=5, **series_style(number))
         axes.set_xticks(blocks, [str(count) for count in blocks])
         axes.set_xlabel("blocks with memory")
         axes.set_ylabel("perplexity of held-out text")
         axes.legend(title="tokens of context", frameon=False)
-        return _finish(figure, "perplexity-over-blocks", title)
+        return finish(figure, "perplexity-over-blocks", title)
 
 
 @contextmanager
@@ -199,23 +186,5 @@ def _legend(figure: Any) -> None:
     figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=4, frameon=False)
 
 
-def _look(number: int) -> dict[str, Any]:
-    """Return colour, marker and line style of the line of a number, from 0."""
-    return {
-        "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "linestyle": _LINES[number % len(_LINES)],
-    }
-
-
 def _longest_state(variant: Json) -> int:
     return max(variant["state_bytes"].items(), key=lambda item: int(item[0]))[1]
-
-
-def _finish(figure: Any, name: str, title: str) -> Plot:
-    """Save the figure in both formats."""
-    FigureCanvasAgg(figure)
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    return Plot(name, title, png.getvalue(), svg.getvalue())

@@ -14,8 +14,9 @@ from mnemon.evaluation.harness import access
 from mnemon.evaluation.harness.catalogue import LONGBENCH_GROUPS, SUITES
 from mnemon.evaluation.harness.data import DataSource, MissingData, check_folder_option, read_rows
 from mnemon.evaluation.harness.published import PUBLISHED
-from mnemon.evaluation.harness.records import SampleScore, estimate, read_samples, sample_lines
+from mnemon.evaluation.harness.records import HarnessSample, estimate, sample_from_dict
 from mnemon.evaluation.harness.subjects import FIELDS, LEVELS, MMLU_SUBJECTS
+from mnemon.evaluation.sample_scores import read_samples, sample_lines
 from mnemon.metrics.intervals import bootstrap_ratio
 
 ARC = {"question": "How much?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "A"}
@@ -206,7 +207,7 @@ def test_the_bootstrap_of_a_ratio_is_that_of_a_mean_for_equal_denominators() -> 
             bootstrap_ratio(wrong, values[:1])
 
 
-SAMPLE = SampleScore("LM2", "recall", "fda", "fda-00001", 1.0, "contains", "ab", {"contains": [1.0]}, "a lämp")
+SAMPLE = HarnessSample("LM2", "recall", "fda", "fda-00001", 1.0, "contains", "ab", {"contains": [1.0]}, "a lämp")
 
 
 @pytest.mark.parametrize(
@@ -223,12 +224,12 @@ SAMPLE = SampleScore("LM2", "recall", "fda", "fda-00001", 1.0, "contains", "ab",
 def test_damaged_sample_lines_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "samples.jsonl"
     path.write_text(sample_lines([SAMPLE]))
-    assert read_samples(path) == (SAMPLE,)
+    assert read_samples(path, sample_from_dict) == (SAMPLE,)
     value = json.loads(sample_lines([SAMPLE])) | change
     value = {name: item for name, item in value.items() if item is not None}
     path.write_text(sample_lines([SAMPLE]) + json.dumps(value) + "\n")
     with pytest.raises(DataError) as caught:
-        read_samples(path)
+        read_samples(path, sample_from_dict)
     assert message in str(caught.value)
 
 

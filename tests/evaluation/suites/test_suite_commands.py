@@ -11,9 +11,10 @@ from mnemon.cli.app import main
 from mnemon.evaluation.controls import ModelSpec
 from mnemon.evaluation.harness import runner
 from mnemon.evaluation.harness.data import DataSource
-from mnemon.evaluation.harness.records import read_run, read_samples
+from mnemon.evaluation.harness.records import read_run
 from mnemon.evaluation.harness.runner import evaluate_suite
 from mnemon.evaluation.harness.tasks import TaskOptions
+from mnemon.evaluation.sample_scores import read_sample_scores
 
 
 def test_two_models_answer_the_same_samples_and_everything_is_written(
@@ -116,7 +117,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         ("fda", 2, 1),
         ("drop", 2, 1),
     ]
-    assert len(read_samples(tmp_path / "out" / "samples.jsonl")) == 4
+    assert len(read_sample_scores(tmp_path / "out" / "samples.jsonl")) == 4
 
 
 def test_mmlu_is_shown_in_the_groups_of_the_paper_with_examples_before_every_question(

@@ -12,7 +12,7 @@ from mnemon.bench.ops.competitors import CHUNKWISE, Competitor, Run, competitors
 from mnemon.bench.ops.results import Agreement, OpsRun, PassRow, StepRow
 from mnemon.bench.ops.settings import OpsSettings
 from mnemon.bench.run import circumstances
-from mnemon.bench.timing import interleave
+from mnemon.bench.timing import cpu_threads, interleave, kept_memory
 from mnemon.evaluation.machine import describe_machine
 from mnemon.ops import get_rule
 from mnemon.ops.checks import CHECKS, variants
@@ -41,8 +41,8 @@ def run_ops_benchmark(settings: OpsSettings, command: str, report: Report) -> Op
     passes: list[PassRow] = []
     steps: list[StepRow] = []
     agreements: list[Agreement] = []
-    with _threads(settings.threads), _quiet_collector():
-        machine = {**describe_machine(settings.device), **circumstances()}
+    with cpu_threads(settings.threads), _quiet_collector(), kept_memory() as allocator:
+        machine = {**describe_machine(settings.device), "allocator": allocator, **circumstances()}
         for rule in rules:
             report(f"{rule.name}: contract")
             fault = broken_contract(rule, settings.all_variants)
@@ -211,16 +211,6 @@ def _bytes(state: Any) -> int:
 
 def _key(entrant: Competitor, length: int) -> str:
     return f"{entrant.name} {length}"
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from mnemon.errors import DataError
-from mnemon.evaluation.sample_scores import parse_line
-from mnemon.files import read_text
+from mnemon.evaluation.sample_scores import ADVICE
+from mnemon.files import parse_object, read_text
 
 LOG, SUMMARY, RECIPE = "training_log.jsonl", "summary.json", "recipe.yaml"
 _LAST_SHARE = 0.1
@@ -58,7 +58,7 @@ def read_curve(folder: Path) -> TrainingCurve:
     path = folder / SUMMARY
     if not path.is_file():
         raise DataError(f"{folder}: the training is not finished (no {SUMMARY}); go on with mnemon train --resume")
-    summary = parse_line(read_text(path), str(path))
+    summary = parse_object(read_text(path), str(path), ADVICE)
     if summary.get("stop_reason") == "interrupted":
         raise DataError(f"{folder}: the training was interrupted; go on with mnemon train --resume")
     if not (folder / LOG).is_file():
@@ -66,7 +66,7 @@ def read_curve(folder: Path) -> TrainingCurve:
     tokens, losses = [], []
     for number, line in enumerate(read_text(folder / LOG).splitlines(), start=1):
         where = f"{folder / LOG}, line {number}"
-        entry = parse_line(line, where)
+        entry = parse_object(line, where, ADVICE)
         for key in ("tokens", "loss"):
             if isinstance(entry.get(key), bool) or not isinstance(entry.get(key), int | float):
                 raise DataError(f"{where}: expected a number under {key!r}, got {entry.get(key)!r}")

@@ -8,7 +8,6 @@ measured. With a folder the network is never asked.
 """
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 
 from mnemon.errors import BackendUnavailable, ConfigError, DataError
 from mnemon.evaluation.harness.catalogue import Suite, TaskEntry
-from mnemon.files import read_text
+from mnemon.files import parse_object, read_text
 
 SAMPLE = "sample"
 """What `--data` is called for the made samples."""
@@ -176,7 +175,7 @@ def read_rows(path: Path, columns: Mapping[str, str]) -> Rows:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        row = parse_line(line, where)
+        row = parse_object(line, where)
         for name, kind in columns.items():
             if name not in row:
                 raise DataError(f"{where}: expected the column {name!r} ({kind}), got {', '.join(row) or 'none'}")
@@ -190,24 +189,6 @@ def read_rows(path: Path, columns: Mapping[str, str]) -> Rows:
     if not rows:
         raise DataError(f"{path}: expected at least one row, got none")
     return rows
-
-
-def parse_line(line: str, where: str) -> dict[str, Any]:
-    """Parse one JSON object, without NaN or infinity; DataError that says where if it is none."""
-
-    def finite(text: str) -> float:
-        number = float(text)
-        if not math.isfinite(number):
-            raise DataError(f"{where}: expected finite numbers, got {text}")
-        return number
-
-    try:
-        value = json.loads(line, parse_float=finite, parse_constant=finite)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def check_folder_option(data: list[Path] | None) -> str | None:

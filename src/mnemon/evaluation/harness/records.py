@@ -5,9 +5,8 @@
 Nothing here computes on models; the runner fills these records, tables and comparisons read them.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,23 @@ from typing import Any
 import numpy as np
 
 from mnemon.errors import DataError
-from mnemon.evaluation.harness.data import parse_line
-from mnemon.files import read_text
+from mnemon.evaluation.sample_scores import ADVICE, SAMPLES, SampleScore, read_samples
+from mnemon.files import parse_object, read_text
 from mnemon.metrics.intervals import bootstrap_mean, bootstrap_ratio, wilson_interval
 
 FORMAT = "mnemon-harness-1"
-RESULTS, SAMPLES, TABLE, CELLS = "results.json", "samples.jsonl", "table.md", "cells"
+RESULTS, TABLE, CELLS = "results.json", "table.md", "cells"
 
 
 @dataclass(frozen=True)
-class SampleScore:
-    """What one model made of one sample.
+class HarnessSample(SampleScore):
+    """What one model made of one sample; the score is the number that the task counts first.
 
     Attributes:
-        id: names the sample within the data; the same for every model.
-        score: the number that the task counts first: 1 or 0, a share, or nats per token or word (higher is better).
-        metric: what that number is called.
-        sample_sha256: identifies what was asked, without the answer of any model.
         values: every number of the sample, by metric; perplexities keep their log-likelihood, and the words it is of.
         output: what was generated, or None.
     """
 
-    model: str
-    suite: str
-    task: str
-    id: str
-    score: float
-    metric: str
-    sample_sha256: str
     values: dict[str, list[float]] = field(default_factory=dict)
     output: str | None = None
 
@@ -100,7 +88,7 @@ class HarnessRun:
     settings: Mapping[str, Any]
     models: Mapping[str, Mapping[str, Any]]
     rows: tuple[Row, ...]
-    samples: tuple[SampleScore, ...]
+    samples: tuple[HarnessSample, ...]
     command: str
     machine: Mapping[str, str]
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -162,28 +150,6 @@ def _exp(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def sample_lines(samples: Iterable[SampleScore]) -> str:
-    """Write samples as JSON lines."""
-    return "".join(json.dumps(asdict(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in samples)
-
-
-def read_samples(path: Path) -> tuple[SampleScore, ...]:
-    """Read `samples.jsonl` back.
-
-    Raises:
-        DataError: the file is missing or damaged, a line lacks a field or holds NaN, or a sample stands there twice.
-    """
-    samples: dict[tuple[str, str, str], SampleScore] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        where = f"{path}, line {number}"
-        sample = sample_from_dict(parse_line(line, where), where)
-        key = (sample.model, sample.task, sample.id)
-        if key in samples:
-            raise DataError(f"{where}: the sample {sample.id} of {sample.model} stands there a second time")
-        samples[key] = sample
-    return tuple(samples.values())
-
-
 def read_run(folder: Path) -> HarnessRun:
     """Read a finished run of a suite back.
 
@@ -191,12 +157,12 @@ def read_run(folder: Path) -> HarnessRun:
         DataError: a file is missing, damaged or of another format, or the samples do not fit the results.
     """
     path = folder / RESULTS
-    value = parse_line(read_text(path), str(path))
+    value = parse_object(read_text(path), str(path), ADVICE)
     if value.pop("format", None) != FORMAT:
         raise DataError(f"{path}: expected a file of the format {FORMAT!r}; give the folder of a suite's run")
     try:
         rows = tuple(Row(**row) for row in value.pop("rows"))
-        run = HarnessRun(rows=rows, samples=read_samples(folder / SAMPLES), **value)
+        run = HarnessRun(rows=rows, samples=read_samples(folder / SAMPLES, sample_from_dict), **value)
     except (TypeError, KeyError) as error:
         raise DataError(f"{path}: a field is missing or unknown ({error}); evaluate again") from None
     for row in run.rows:
@@ -209,15 +175,15 @@ def read_run(folder: Path) -> HarnessRun:
     return run
 
 
-def sample_from_dict(value: Mapping[str, Any], where: str) -> SampleScore:
+def sample_from_dict(value: Mapping[str, Any], where: str) -> HarnessSample:
     """Build a sample from parsed JSON; DataError that says where if a field is missing, unknown or no number."""
-    known = {item.name for item in fields(SampleScore)}
+    known = {item.name for item in fields(HarnessSample)}
     if unknown := sorted(set(value) - known):
         raise DataError(f"{where}: unknown field {unknown[0]!r}")
     score = value.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise DataError(f"{where}: expected a number under 'score', got {score!r}")
     try:
-        return SampleScore(**value)
+        return HarnessSample(**value)
     except TypeError as error:
         raise DataError(f"{where}: a field is missing ({error})") from None

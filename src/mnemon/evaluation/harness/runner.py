@@ -19,12 +19,12 @@ from mnemon.errors import ConfigError, DataError
 from mnemon.evaluation.clock import forward_clock
 from mnemon.evaluation.controls import ModelSpec, weights_fingerprint
 from mnemon.evaluation.harness.catalogue import SUITES, Suite, TaskEntry
-from mnemon.evaluation.harness.data import DataSource, parse_line
+from mnemon.evaluation.harness.data import DataSource
 from mnemon.evaluation.harness.language_model import HarnessModel
 from mnemon.evaluation.harness.records import (
     HarnessRun,
+    HarnessSample,
     Row,
-    SampleScore,
     estimate,
     sample_from_dict,
 )
@@ -39,12 +39,12 @@ from mnemon.evaluation.harness.tasks import (
 from mnemon.evaluation.machine import describe_machine
 from mnemon.evaluation.measures import model_facts
 from mnemon.evaluation.samples import slug, text_digest
-from mnemon.files import atomic_write_json, read_text
+from mnemon.files import atomic_write_json, parse_object, read_text
 
 Progress = Callable[[str, str], None]
 """Called with (model label, task) when a cell is done."""
 
-_Cell = tuple[tuple[Row, ...], tuple[SampleScore, ...]]
+_Cell = tuple[tuple[Row, ...], tuple[HarnessSample, ...]]
 
 
 def evaluate_suite(
@@ -88,7 +88,7 @@ def evaluate_suite(
     check_options(suite, options)
     entries, left_out = _entries(suite, source, tasks)
     rows: list[Row] = []
-    samples: list[SampleScore] = []
+    samples: list[HarnessSample] = []
     models: dict[str, Mapping[str, Any]] = {}
     for spec in specs:
         wrapped = _wrap(suite, spec, options, batch_size, max_batch_tokens)
@@ -193,12 +193,12 @@ def _sample(
     number: int,
     documents: Sequence[Mapping[str, Any]],
     logged: Mapping[str, Any],
-) -> SampleScore:
+) -> HarnessSample:
     values = {name: _numbers(logged[name]) for name, _ in entry.metrics}
     metric, kind = entry.metrics[0]
     first = values[metric]
     generated = entry.definition is None or kind == "score"
-    return SampleScore(
+    return HarnessSample(
         model=label,
         suite=suite.name,
         task=entry.name,
@@ -219,7 +219,7 @@ def _row(
     entry: TaskEntry,
     label: str,
     number: int,
-    samples: Sequence[SampleScore],
+    samples: Sequence[HarnessSample],
     prepared: PreparedTask,
     num_truncated: int,
     seconds: float,
@@ -283,7 +283,7 @@ class _CellStore:
         path = self._path(entry, made_with)
         if path is None or not path.is_file():
             return None
-        value = parse_line(read_text(path), str(path))
+        value = parse_object(read_text(path), str(path))
         if value.get("made_with") != made_with:
             return None
         try:

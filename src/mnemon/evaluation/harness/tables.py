@@ -8,15 +8,14 @@ from mnemon.evaluation.harness.catalogue import LONGBENCH_GROUPS, SUITES
 from mnemon.evaluation.harness.published import PUBLISHED, Published
 from mnemon.evaluation.harness.records import (
     RESULTS,
-    SAMPLES,
     TABLE,
     Estimate,
     HarnessRun,
     Row,
     estimate,
-    sample_lines,
 )
 from mnemon.evaluation.harness.subjects import FIELDS, LEVELS
+from mnemon.evaluation.sample_scores import SAMPLES, sample_lines
 from mnemon.evaluation.tables import Grid
 from mnemon.files import atomic_write_json, atomic_write_text
 
