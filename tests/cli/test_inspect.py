@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from trace_cases import lm2_trace
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import mnemon
 from mnemon.cli.app import main
+from mnemon.data.tokenizer import train_tokenizer
 from mnemon.inspection.page import page
 from mnemon.inspection.trace import load_trace, save_trace
 
@@ -96,6 +100,63 @@ def test_a_shipped_model_is_recorded_explained_and_shown(tmp_path: Path, capsys:
     assert trace.knock_outs is not None
     for block in trace.bank:
         np.testing.assert_allclose(block.read.astype(np.float64).sum(axis=1), 1, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Save a random MoM, a random RMT and a random Llama without a memory; return their folders."""
+    tokenizer = train_tokenizer(["Mary went to the garden. John took the milk to the office."], 300)
+    base = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    mixture = mnemon.MoMConfig(base_config=base, num_memories=3, top_k=2, num_heads=2, head_dim=8)
+    recurrent = mnemon.RMTConfig(base_config=base, num_memory_tokens=3, segment_length=8)
+    built = {
+        "mom": mnemon.MoMForCausalLM(mixture),
+        "rmt": mnemon.RMTForCausalLM(recurrent),
+        "plain": LlamaForCausalLM(base),
+    }
+    folders = {}
+    for name, model in built.items():
+        folder = tmp_path_factory.mktemp("models") / name
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[name] = str(folder)
+    return folders
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Path:
+    path = tmp_path / "story.txt"
+    path.write_text("Mary went to the garden. John took the milk to the office. Mary took the milk to the garden.\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["mom", "rmt"])
+def test_every_family_of_memories_is_recorded(models: dict[str, str], story: Path, tmp_path: Path, name: str) -> None:
+    output, saved = tmp_path / "report.html", tmp_path / "a.trace.safetensors"
+    words = ["inspect", models[name], "--text", str(story), "-o", str(output), "--save-trace", str(saved)]
+    assert main(words) == 0
+    trace = load_trace(saved)
+    assert (trace.family, trace.source.name) == (name, "story.txt")
+    assert "".join(trace.text.pieces).strip() == story.read_text().strip()
+    assert (len(trace.mixture), trace.token_memory is not None) == ((2, False) if name == "mom" else (0, True))
+    assert output.read_bytes() == page(trace)
+
+
+def test_a_model_without_a_memory_is_refused(
+    models: dict[str, str], story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", models["plain"], "--text", str(story), "-o", str(tmp_path / "report.html")]) == 2
+    assert "has no memory to look into" in capsys.readouterr().err
 
 
 def test_a_text_file_is_read_in_its_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ function makeBankSection() {
   const fact = () => factsOf(state.block);
   state.slot = fact().mostRead;
 
-  const heat = (id, title, help, name, largest, verb) =>
+  const heat = (id, title, help, name, largest, says) =>
     new HeatMap({
       id,
       title,
@@ -39,7 +39,8 @@ function makeBankSection() {
       hot: () => (state.column === null ? null : hotRow()),
       describe: (row, slot) => {
         const column = views[state.view].first + row;
-        return [titleOf(column), `${verb(slot)} ${formatShare(bank()[name].at(column, slot))}`];
+        const share = bank()[name].at(column, slot);
+        return [titleOf(column), Number.isNaN(share) ? "the segment is incomplete: there was no update" : says(formatShare(share), slot)];
       },
       choose: (row, slot) => change({ slot, column: views[state.view].first + row }),
       start: () => [0, state.slot],
@@ -48,11 +49,12 @@ function makeBankSection() {
     const row = state.column - views[state.view].first;
     return row >= 0 && row < views[state.view].last - views[state.view].first ? row : null;
   };
-  const readVerb = (slot) => `of its reads, ${slotName(slot)} got`;
+  const saysRead = (share, slot) => `${share} of its reads fell on ${slotName(slot)}`;
+  const saysWrite = (share, slot) => `${share} of what ${slotName(slot)} was written from`;
   const maps = [
-    heat("read-before", "Reads before the update", "Which slots each piece reads, from the bank as it stood.", "read", () => fact().largestRead, readVerb),
-    heat("read-after", "Reads after the update", "The same pieces ask the bank that their own segment has changed.", "read_after", () => fact().largestRead, readVerb),
-    heat("write", "Writes", "Which pieces of the segment each slot was written from.", "write", () => fact().largestWrite, (slot) => `of what was offered to ${slotName(slot)}, from here came`),
+    heat("read-before", "Reads before the update", "Which slots each piece reads, from the bank as it stood.", "read", () => fact().largestRead, saysRead),
+    heat("read-after", "Reads after the update", "The same pieces ask the bank that their own segment has changed.", "read_after", () => fact().largestRead, saysRead),
+    heat("write", "Writes", "Which pieces of the segment each slot was written from.", "write", () => fact().largestWrite, saysWrite),
   ];
 
   const shown = () => (state.quantity === "read" ? { at: (segment, slot) => fact().segmentReads[segment * numSlots() + slot] } : bank()[state.quantity]);

@@ -208,7 +208,9 @@ class Strip extends Figure {
       if (Number.isNaN(value)) continue;
       context.fillStyle = this.colour(column, value);
       const height = (Math.max(low, Math.min(high, value)) / span) * this.tall;
-      context.fillRect(this.left + bin * bar, zero - Math.max(0, height), Math.max(1, bar > 3 ? bar - 1 : bar), Math.max(0.5, Math.abs(height)));
+      // Whole pixels: bars that overlap by parts of one would look like a pattern.
+      const [left, right] = [bin, bin + 1].map((end) => Math.round(this.left + end * bar));
+      context.fillRect(left, zero - Math.max(0, height), Math.max(1, right - left - (bar > 3 ? 1 : 0)), Math.max(0.5, Math.abs(height)));
     }
     context.fillStyle = theme.colours.line;
     context.fillRect(this.left, zero - 0.5, this.width, 1);
@@ -243,7 +245,7 @@ class Strip extends Figure {
 }
 
 /**
- * Lines over the segments. `series()` gives {name, value(segment), colour, pattern, width}; choosing a place goes there.
+ * Lines over the segments; of more segments than there is room for, the means of a few. `series()` gives {name, value(segment), colour, pattern, width}; choosing a place goes there.
  * `range` fixes the vertical axis, else it runs from 0 to the largest number.
  */
 class Lines extends Figure {
@@ -317,12 +319,15 @@ class Lines extends Figure {
     context.setLineDash(DASHES[pattern]);
     context.beginPath();
     let drawing = false;
-    for (let segment = 0; segment < numSegments; segment += 1) {
-      const one = value(segment);
+    const points = Math.min(numSegments, Math.max(2, Math.floor(this.width)));
+    const start = (point) => Math.floor((point * numSegments) / points);
+    for (let point = 0; point < points; point += 1) {
+      const [first, last] = [start(point), start(point + 1)];
+      const one = last - first > 1 ? meanOf(value, first, last) : value(first);
       if (!Number.isFinite(one)) drawing = false;
-      else if (drawing) context.lineTo(this.across(segment), up(one));
+      else if (drawing) context.lineTo(this.across(first), up(one));
       else {
-        context.moveTo(this.across(segment), up(one));
+        context.moveTo(this.across(first), up(one));
         drawing = true;
       }
     }

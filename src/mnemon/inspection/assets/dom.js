@@ -83,7 +83,8 @@ function format(value) {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
   if (size === 0) return "0";
-  if (size >= 1e6 || size < 1e-4) return value.toExponential(1).replace(/-/g, "−");
+  if (size >= 1000 && size < 1e7) return formatCount(Math.round(value)).replace("-", "−");
+  if (size >= 1e7 || size < 1e-4) return value.toExponential(1).replace(/-/g, "−");
   const digits = Math.max(0, 2 - Math.floor(Math.log10(size)));
   return value.toFixed(Math.min(digits, 6)).replace("-", "−");
 }
