@@ -131,7 +131,7 @@ def test_the_most_important_part_comes_first_and_few_slots_are_those_read_most()
     tail = tail_after(model, SEGMENT, 6)
     parts, notes = bank_parts(model, tail, 4)
     assert sum(part.kind == "slot" for part in parts) == 4
-    assert notes == ["of 15 slots, only the 4 that the question reads most were knocked out"]
+    assert notes == ["of 15 slots, the 4 that these tokens read most were knocked out"]
     assert bank_parts(model, tail, 15)[1] == []
     _, losses = knock_out(model, tail, parts)
     assert [loss.log_probability for loss in losses] == sorted(loss.log_probability for loss in losses)

@@ -9,15 +9,16 @@ import pytest
 import torch
 from bank_cases import word_tokenizer
 from lm2_cases import SEGMENT, llama_config, lm2, tokens
-from mom_cases import lm2_on_mom
+from mom_cases import MIXED, lm2_on_mom, mom
 from rmt_cases import rmt
 from transformers import AutoModelForCausalLM
 
 from mnemon.data.babilong import generate
 from mnemon.errors import ConfigError, DataError, MnemonError, ShapeError, StateError
-from mnemon.inspection.predictions import NextTokens
+from mnemon.inspection.predictions import NextTokens, greedy_answer
 from mnemon.inspection.reading import plan_reading, read_segments, segment_length
 from mnemon.inspection.record import column_texts, record
+from mnemon.inspection.record_mixture import mixture_parts
 from mnemon.inspection.sources import babilong_source, memory_source, sample_source, text_source
 from mnemon.inspection.trace import Source, Trace, load_trace, save_trace
 from mnemon.models.base_model import fingerprint
@@ -33,6 +34,7 @@ MODELS = {
     "lm2-on-mom": lm2_on_mom,
     "rmt": lambda: rmt(llama_config()),
     "armt": lambda: rmt(llama_config(), "armt"),
+    "mom": lambda: mom(**MIXED),
 }
 
 
@@ -54,12 +56,12 @@ def recorded(model: str, ids: torch.Tensor, **options) -> Trace:
 def test_predictions_are_those_of_plain_calls(name: str) -> None:
     model, ids = model_of(name), tokens(1, LENGTH)[0]
     found = recorded(name, ids).predictions
-    for knock_out, means, words in (
-        (False, found.with_memory, found.likeliest_with),
-        (True, found.without_memory, found.likeliest_without),
-    ):
+    sides = [({}, found.with_memory, found.likeliest_with)]
+    if name != "mom":
+        sides.append(({"knock_out_memory": True}, found.without_memory, found.likeliest_without))
+    for options, means, words in sides:
         with torch.no_grad():
-            logits = model(input_ids=ids[None], knock_out_memory=knock_out).logits[0]
+            logits = model(input_ids=ids[None], **options).logits[0]
         expected = logits.log_softmax(dim=-1)[:-1].gather(1, ids[1:, None])[:, 0].numpy()
         assert np.isnan(means[0])
         np.testing.assert_allclose(means[1:], expected, atol=1e-5)
@@ -106,6 +108,7 @@ def test_a_trace_says_what_was_read_and_comes_back_from_its_file(tmp_path: Path)
     assert not trace.text.complete
     assert any("incomplete" in note for note in trace.notes)
     assert trace.knock_outs.target == "w7 w8"
+    assert not any("own" in note for note in trace.notes)
     known = trace.predictions.with_memory[-2:].mean()
     assert trace.knock_outs.log_probability == pytest.approx(known, abs=1e-5)
     back = load_trace(save_trace(tmp_path / "a.trace.safetensors", trace))
@@ -141,27 +144,76 @@ def test_one_token_alone_is_recorded_without_a_causal_check() -> None:
     assert len(trace.bank) == 3
 
 
-def test_a_prompt_is_read_after_what_a_memory_holds() -> None:
+@pytest.mark.parametrize("name", ["lm2-on-mom", "mom", "rmt", "armt"])
+def test_every_memory_that_a_model_holds_is_recorded_and_knocked_out(name: str) -> None:
+    trace = recorded(name, tokens(1, LENGTH)[0])
+    assert trace.family == {"lm2-on-mom": "lm2", "armt": "rmt"}.get(name, name)
+    assert [block.block for block in trace.bank] == ([0, 1, 2] if name == "lm2-on-mom" else [])
+    assert [layer.layer for layer in trace.mixture] == ([0, 2] if "mom" in name else [])
+    assert (trace.token_memory is None) == ("mom" in name)
+    found = {(part.kind, part.block, part.index) for part in trace.knock_outs.parts}
+    of_mixture = {("memory", 0, memory) for memory in range(4)} | {("block", 0, None), ("block", 2, None)}
+    expected = {
+        "mom": of_mixture,
+        "lm2-on-mom": of_mixture | {("slot", None, slot) for slot in range(5)} | {("block", 1, None)},
+        "rmt": {("memory", None, token) for token in range(3)},
+        "armt": {("block", block, None) for block in range(3)},
+    }[name]
+    assert found == expected | {("all", None, None)}
+
+
+def test_without_its_memories_a_mixture_reads_every_stretch_by_itself() -> None:
+    model, ids = model_of("mom"), tokens(1, 40)[0]
+    trace = recorded("mom", ids)
+    assert trace.text.segments.tolist() == [0, 16, 32, 40]
+    assert any("every stretch of 16 tokens" in note for note in trace.notes)
+    known, unknown = trace.predictions.with_memory, trace.predictions.without_memory
+    np.testing.assert_array_equal(known[1:17], unknown[1:17])  # the first stretch has nothing before it
+    everything = next(part for part in mixture_parts(model) if part.kind == "all")
+    cache = MemoryCache()
+    with torch.no_grad(), everything.removed():
+        logits = torch.cat([model(input_ids=piece[None], past_key_values=cache).logits[0] for piece in ids.split(16)])
+    expected = logits.log_softmax(dim=-1)[:-1].gather(1, ids[1:, None])[:, 0].numpy()
+    np.testing.assert_allclose(unknown[1:], expected, atol=1e-6)
+    assert abs(known[17:] - unknown[17:]).max() > 1e-3
+
+
+def test_a_prompt_is_read_after_what_a_memory_holds_and_the_models_own_answer_measured() -> None:
     model, ids, cut = model_of("lm2-depth"), tokens(1, LENGTH)[0], SEGMENT + 3
     cache = MemoryCache()
     with torch.no_grad():
         model(input_ids=ids[None, :cut], past_key_values=cache)
+        given = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        answer = model.generate(ids[None, cut:], memory=cache.state, **given)[0, LENGTH - cut :]
     prompt = " ".join(f"w{index}" for index in ids[cut:].tolist())
     read = memory_source(cache.state, "a.memory", prompt, word_tokenizer())
-    trace = record(model, word_tokenizer(), read.ids, read.source, state=read.state)
-    whole = recorded("lm2-depth", ids)
+    trace = record(model, word_tokenizer(), **vars(read))
+    whole = recorded("lm2-depth", torch.cat([ids, answer]))
     assert trace.source == Source("memory", "a.memory", question=prompt)
+    assert trace.knock_outs.target == " ".join(f"w{index}" for index in answer.tolist())
+    assert any("the model's own" in note for note in trace.notes)
+    assert any(f"the last {LENGTH - cut + 16} tokens" in note for note in trace.notes)
     np.testing.assert_allclose(trace.predictions.with_memory[1:], whole.predictions.with_memory[cut + 1 :], atol=1e-6)
     np.testing.assert_allclose(trace.bank[2].read, whole.bank[2].read[cut:], atol=1e-3)
     assert trace.bank[0].word_segments[0] == -1
 
 
+def test_an_answer_ends_where_the_model_ends_it() -> None:
+    model, ids = model_of("rmt"), tokens(1, 5)[0].tolist()
+    free = greedy_answer(model, ids, None, None, 6)
+    assert len(free) == 6
+    assert greedy_answer(model, ids, None, free[0], 6) == []
+    assert greedy_answer(model, ids, None, free[3], 6) == free[: free.index(free[3])]
+
+
 def test_what_cannot_be_recorded_is_refused_in_one_line() -> None:
     tokenizer, ids = word_tokenizer(), [3, 4, 5]
     plain = AutoModelForCausalLM.from_config(llama_config())
+    window = lm2(llama_config(), memory_layers=[], attention_span=9)
     two_rows = model_of("lm2-depth").initial_state(2)
     for expected, call in (
         (ConfigError, lambda: record(plain, tokenizer, ids, TEXT)),
+        (ConfigError, lambda: record(window, tokenizer, ids, TEXT)),
         (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [], TEXT)),
         (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [3, 50], TEXT)),
         (StateError, lambda: record(model_of("lm2-depth"), tokenizer, ids, TEXT, state=two_rows)),

@@ -219,3 +219,15 @@ def test_wrapped_methods_nest_and_leave_nothing_behind() -> None:
     module.extra_repr()
     assert order == ["inner", "outer", "failing", "outer", "outer"]
     assert "extra_repr" not in vars(module)
+
+
+def test_a_model_in_half_precision_is_recorded_in_single_precision() -> None:
+    model, ids = lm2(llama_config()).to(torch.bfloat16), tokens(1, LENGTH)[0]
+    exact, _ = recorded(lm2(llama_config()), ids)
+    blocks, logits = recorded(model, ids)
+    with torch.no_grad():
+        assert torch.equal(logits, model(input_ids=ids[None]).logits[0])
+    for one, two in zip(exact, blocks, strict=True):
+        np.testing.assert_allclose(two.read.sum(axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(np.add.reduceat(two.write, range(0, LENGTH, SEGMENT)), 1, atol=1e-5)
+        np.testing.assert_allclose(one.read[:SEGMENT], two.read[:SEGMENT], atol=0.05)

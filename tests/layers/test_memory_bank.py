@@ -76,6 +76,20 @@ def test_the_online_write_equals_the_equations_at_any_cut(width, cuts):
     assert torch.allclose(updated, direct_update(layer, bank, residual, everything), atol=1e-12)
 
 
+def test_write_shares_are_what_every_token_contributes_to_the_content():
+    layer, bank, residual, cut = bank_layer(), random(B, J, W), random(B, 9, D, seed=1), 4
+    statistics = gathered(layer, bank, residual, [cut])
+    pieces = (residual[:, :cut], torch.arange(cut)[None]), (residual[:, cut:], torch.arange(cut, 9)[None])
+    shares = torch.cat(
+        [layer.write_shares(piece, place, opened(layer, bank), statistics) for piece, place in pieces], dim=-1
+    )
+    torch.testing.assert_close(shares.sum(dim=-1), torch.ones(B, H, J, dtype=torch.float64), rtol=0, atol=1e-12)
+    y = residual * torch.rsqrt(residual.square().mean(-1, keepdim=True) + layer.norm_eps) * layer.write_norm
+    values = (y @ layer.write_value.weight.T).view(B, 9, H, W // H).transpose(1, 2)
+    content = statistics.value / statistics.total[..., None]
+    torch.testing.assert_close(shares @ values, content, rtol=0, atol=1e-12)
+
+
 def test_masked_tokens_take_no_part_in_the_write():
     layer, bank, residual = bank_layer(), random(B, J, W), random(B, 11, D, seed=2)
     valid = torch.ones(B, 11, dtype=torch.bool)

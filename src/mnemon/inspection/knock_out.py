@@ -134,7 +134,7 @@ def bank_parts(model: LM2ForCausalLM, tail: Tail, most_slots: int) -> tuple[list
             for order, slot in pairs
         ]  # fmt: skip
     total = model.config.num_slots * (1 if model.config.flow == "depth" else len(blocks))
-    left_out = f"of {total} slots, only the {len(slots)} that the question reads most were knocked out"
+    left_out = f"of {total} slots, the {len(slots)} that these tokens read most were knocked out"
     parts = [Part("block", f"block {blocks[o]}", blocks[o], None, partial(_without_banks, model, [o])) for o in every]
     whole = Part("all", "all banks", None, None, partial(_without_banks, model, every))
     return [*slots, *parts, whole], [left_out] if len(slots) < total else []

@@ -1,5 +1,6 @@
 """How well a text is predicted with the memory and without it, token by token."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mnemon.inspection.reading import Reading, Segment
 from mnemon.inspection.trace import Floats, Integers
+from mnemon.models.memory_model import MemoryModel
+from mnemon.models.state import MemoryCache, MemoryState
 
 
 class NextTokens:
@@ -52,6 +55,30 @@ class NextTokens:
             if index not in texts:
                 texts[index] = str(tokenizer.decode([index]))
         return tuple(texts[index] for index in self.likeliest.tolist())
+
+
+@torch.no_grad()
+def greedy_answer(
+    model: MemoryModel, ids: Sequence[int], state: MemoryState | None, end: int | None, most: int
+) -> list[int]:
+    """Return what a model says after a prompt, its likeliest token each time.
+
+    Args:
+        model: the model, in evaluation mode.
+        ids: token ids of the prompt, at least one.
+        state: what was read before; None = nothing. It is not changed.
+        end: token that ends the answer, and is no part of it; None = only its length does.
+        most: longest answer in tokens.
+    """
+    cache, answer, given = MemoryCache(None if state is None else state.branch()), list[int](), list(ids)
+    while len(answer) < most:
+        inputs = torch.tensor([given], device=model.device)
+        token = int(model(input_ids=inputs, past_key_values=cache, logits_to_keep=1).logits[0, -1].argmax())
+        if token == end:
+            break
+        answer.append(token)
+        given = [token]
+    return answer
 
 
 def target_log_probabilities(logits: Tensor, targets: Any) -> Floats:

@@ -5,8 +5,8 @@ updated), for a model without segments of its own a stretch of fixed length. Bet
 kept, so the length of a text is no matter of memory.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -150,6 +150,7 @@ def read_segments(
     recorders: Sequence[Recorder],
     state: MemoryState | None = None,
     logits_to_keep: int = 0,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     **options: Any,
 ) -> Iterator[tuple[Segment, Tensor, MemoryState]]:
     """Read a text segment by segment.
@@ -160,6 +161,7 @@ def read_segments(
         recorders: who watches.
         state: what was read before; None = nothing. It is not changed.
         logits_to_keep: last tokens of every segment whose logits are wanted; 0 = all.
+        around: returns a context that every call is made in.
         **options: of the model's `forward`.
 
     Yields:
@@ -169,7 +171,7 @@ def read_segments(
     for number in range(reading.num_segments):
         segment = reading.segment(number)
         ids = torch.from_numpy(reading.ids[segment.tokens.start : segment.tokens.stop])[None].to(model.device)
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), around(), ExitStack() as stack:
             for recorder in recorders:
                 stack.enter_context(recorder.watch(segment))
             output = model(input_ids=ids, past_key_values=cache, logits_to_keep=logits_to_keep, **options)

@@ -10,34 +10,39 @@ Each is a `mnemon.inspection.reading.Recorder`; its method named above is called
 of any watch, and may read parts of the text again (`reading.ids`, states it kept in `read`). `state` is what the model
 had read before (None = nothing). `notes` says in words what was grouped or left out.
 
-The parts that can be knocked out are lists of `mnemon.inspection.knock_out.Part`:
+The parts that can be knocked out are lists of `mnemon.inspection.knock_out.Part`; each list holds one of kind "all":
 
-    bank_parts(model, ...)            in mnemon.inspection.knock_out
-    mixture_parts(model)              in mnemon.inspection.record_mixture: memories of blocks, blocks, all
-    token_memory_parts(model)         in mnemon.inspection.record_token_memory: memory tokens or blocks, all
+    bank_parts(model, tail, most)    in mnemon.inspection.knock_out
+    mixture_parts(model)             in mnemon.inspection.record_mixture
+    token_memory_parts(model)        in mnemon.inspection.record_token_memory
 
-Every list holds exactly one part of kind "all". "Without the memory" is what the model's own `knock_out_memory` does;
-for a model that has no such thing, it is the model without the part "all".
+"Without the memory" is what the model's own `knock_out_memory` does; for a model that has no such thing, it is the
+model without the part "all".
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mnemon.errors import ConfigError
-from mnemon.inspection.knock_out import Tail, bank_parts, knock_out
-from mnemon.inspection.predictions import NextTokens
+from mnemon.errors import ConfigError, ShapeError
+from mnemon.inspection.emptied import memory_mixers
+from mnemon.inspection.knock_out import Part, Tail, bank_parts, knock_out
+from mnemon.inspection.predictions import NextTokens, greedy_answer
 from mnemon.inspection.reading import Reading, Recorder, plan_reading, read_segments, segment_length
 from mnemon.inspection.record_bank import BankRecorder, most_read_slots
+from mnemon.inspection.record_mixture import MixtureRecorder, mixture_parts
+from mnemon.inspection.record_token_memory import TokenMemoryRecorder, token_memory_parts
 from mnemon.inspection.trace import KnockOuts, Predictions, ReadText, Source, Trace
 from mnemon.models.base_model import fingerprint
 from mnemon.models.memory_model import MemoryModel
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
+from mnemon.models.modeling_rmt import RMTForCausalLM
 from mnemon.models.state import LM2State, MemoryCache, MemoryState
 
 MAX_COLUMNS = 4000
@@ -47,8 +52,10 @@ _FEWEST_SLOTS = 8
 _BUDGET_BYTES = 5_000_000
 _BYTES_PER_COLUMN = 3 * 2  # of one slot of one block
 _BYTES_PER_SEGMENT = 3 * 2 + 4
-_MOST_LOOK_UPS = 8_000  # times slots and blocks
-_LAST_WORDS = 8
+_MOST_LOOK_UPS = 16
+_MOST_LOOKED_UP = 8_000  # times slots and blocks
+_LAST_WORDS = 8  # tokens
+_LONGEST_ANSWER = 16
 _BROKEN = "\ufffd"  # what a tokenizer gives for a part of a character
 _LONGEST_CHARACTER = 16  # tokens, generously
 
@@ -80,8 +87,8 @@ def record(
         tokenizer: its tokenizer.
         ids: token ids of the text, at least one.
         source: what is read.
-        target: token ids of the right answer, which are read after the text; None = the text's last words are what is
-            measured.
+        target: token ids of the right answer, which are read after the text and measured. None = after a memory the
+            model's own answer is, else the last words of the text are what is measured.
         question_start: number of the question's first token; the causal check then reads from the beginning of its
             segment. None = from the segment in which the target begins.
         state: what the model has read before, with one row; None = nothing.
@@ -99,25 +106,29 @@ def record(
         ShapeError: for a text without a token.
         StateError: for a state of another model.
     """
-    if not isinstance(model, MemoryModel):
+    if not isinstance(model, MemoryModel) or not (has_banks(model) or memory_mixers(model) or _is_rmt(model)):
         raise ConfigError(f"{type(model).__name__} has no memory to look into; expected an LM2, MoM or RMT model")
-    text, num_target = [*ids, *(target or ())], len(target) if target else min(_LAST_WORDS, len(ids) - 1)
-    columns, slots = _sizes(model, len(text), max_columns, max_slots)
-    reading = plan_reading(model, text, columns, state)
     with _evaluating(model):
-        _check(model, reading, state)
-        bank = _bank_recorder(model, tokenizer, reading, state, slots)
-        recorders: list[Recorder] = [recorder for recorder in (bank,) if recorder is not None]
+        _check(model, ids, state)
+        answers_itself = target is None and source.kind == "memory"
+        if answers_itself:
+            target = greedy_answer(model, ids, state, tokenizer.eos_token_id, _LONGEST_ANSWER)
+        text, num_target = [*ids, *(target or ())], len(target) if target else min(_LAST_WORDS, len(ids) - 1)
+        columns, slots = _sizes(model, len(text), max_columns, max_slots)
+        reading = plan_reading(model, text, columns, state)
+        recorders = _recorders(model, tokenizer, reading, state, slots)
         tail_segment = _segment_of_tail(reading, num_target, question_start)
-        predictions, before_tail = _read(model, tokenizer, reading, recorders, state, tail_segment, progress)
-        notes = _notes(reading)
-        knock_outs = None
-        if num_target and bank is not None:
+        predictions, before_tail = _read(model, tokenizer, reading, recorders.all(), state, tail_segment, progress)
+        knock_outs, notes = None, _notes(model, reading)
+        if num_target:
             tail = Tail(reading.ids[reading.segment(tail_segment).tokens.start :], num_target, before_tail)
-            parts, left_out = bank_parts(cast(LM2ForCausalLM, model), tail, max_knock_outs)
+            parts, left_out = _parts(model, tail, max_knock_outs)
             words = str(tokenizer.decode(tail.ids[-num_target:].tolist())).strip()
             knock_outs = KnockOuts(words, *knock_out(model, tail, parts))
             notes += [f"parts were knocked out while the last {len(tail.ids)} tokens were read", *left_out]
+        if answers_itself and target:
+            notes.append("the answer at the end is the model's own: its likeliest words, one after the other")
+        found = recorders.found()  # may add notes
     return Trace(
         model=name or model.config._name_or_path or type(model).__name__,
         family=model.config.model_type,
@@ -125,10 +136,15 @@ def record(
         source=source,
         text=ReadText(column_texts(reading, tokenizer), reading.starts, reading.segments, reading.complete),
         predictions=predictions,
-        bank=() if bank is None else bank.blocks(),
         knock_outs=knock_outs,
-        notes=(*notes, *(note for recorder in recorders for note in recorder.notes)),
+        notes=(*notes, *(note for recorder in recorders.all() for note in recorder.notes)),
+        **found,
     )
+
+
+def has_banks(model: MemoryModel) -> TypeGuard[LM2ForCausalLM]:
+    """Say whether a model has a memory bank."""
+    return isinstance(model, LM2ForCausalLM) and bool(model.banks)
 
 
 def column_texts(reading: Reading, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -155,6 +171,63 @@ def column_texts(reading: Reading, tokenizer: PreTrainedTokenizerBase) -> tuple[
     return tuple(texts)
 
 
+@dataclass(frozen=True)
+class _Recorders:
+    """The recorders of what a model holds."""
+
+    bank: BankRecorder | None
+    mixture: MixtureRecorder | None
+    tokens: TokenMemoryRecorder | None
+
+    def all(self) -> list[Recorder]:
+        """Return those there are."""
+        several: tuple[Recorder | None, ...] = (self.bank, self.mixture, self.tokens)
+        return [recorder for recorder in several if recorder is not None]
+
+    def found(self) -> dict[str, Any]:
+        """Return what was recorded, under the names it has in a trace."""
+        return {
+            "bank": () if self.bank is None else self.bank.blocks(),
+            "mixture": () if self.mixture is None else self.mixture.layers(),
+            "token_memory": None if self.tokens is None else self.tokens.memory(),
+        }
+
+
+def _recorders(
+    model: MemoryModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    state: MemoryState | None,
+    most_slots: int,
+) -> _Recorders:
+    bank = None
+    if has_banks(model):
+        own = cast(LM2State | None, state)
+        slots = None if model.config.num_slots <= most_slots else most_read_slots(model, reading, own, most_slots)
+        shown = min(most_slots, model.config.num_slots) * len(model.banks)
+        look_ups = max(2, min(_MOST_LOOK_UPS, _MOST_LOOKED_UP // shown))
+        bank = BankRecorder(model, tokenizer, reading, own, slots, look_ups)
+    mixture = MixtureRecorder(model, tokenizer, reading, state) if memory_mixers(model) else None
+    tokens = TokenMemoryRecorder(model, tokenizer, reading, state) if _is_rmt(model) else None
+    return _Recorders(bank, mixture, tokens)
+
+
+def _parts(model: MemoryModel, tail: Tail, most_slots: int) -> tuple[list[Part], list[str]]:
+    """Return everything that can be knocked out, and notes on what was left out."""
+    parts, notes = bank_parts(model, tail, most_slots) if has_banks(model) else ([], [])
+    parts += mixture_parts(model) if memory_mixers(model) else []
+    parts += token_memory_parts(model) if _is_rmt(model) else []
+    return parts, notes
+
+
+def _is_rmt(model: MemoryModel) -> TypeGuard[RMTForCausalLM]:
+    return isinstance(model, RMTForCausalLM)
+
+
+def _knocks_itself_out(model: MemoryModel) -> bool:
+    return "knock_out_memory" in inspect.signature(model.forward).parameters
+
+
 def _read(
     model: MemoryModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -163,48 +236,35 @@ def _read(
     state: MemoryState | None,
     tail_segment: int,
     progress: Progress | None,
-) -> tuple[Predictions | None, MemoryState | None]:
+) -> tuple[Predictions, MemoryState | None]:
     """Read the text with and without the memory, side by side.
 
     Returns:
-        The predictions, if the model can read without its memory, and the state before the segment `tail_segment`.
+        The predictions, and the state before the segment `tail_segment`.
     """
+    if _knocks_itself_out(model):
+        controls = read_segments(model, reading, [], state, knock_out_memory=True)
+    else:
+        (everything,) = (part for part in mixture_parts(model) if part.kind == "all")
+        controls = read_segments(model, reading, [], state, around=everything.removed)
     seen, unseen = NextTokens(reading), NextTokens(reading)
     before_tail = state
-    can_do_without = "knock_out_memory" in inspect.signature(model.forward).parameters
-    controls = read_segments(model, reading, [], state, knock_out_memory=True) if can_do_without else None
-    for segment, logits, after in read_segments(model, reading, recorders, state):
+    for (segment, logits, after), (_, control, _) in zip(
+        read_segments(model, reading, recorders, state), controls, strict=True
+    ):
         seen.take(segment, logits)
-        if controls is not None:
-            unseen.take(segment, next(controls)[1])
+        unseen.take(segment, control)
         if segment.number + 1 == tail_segment:
             before_tail = after
         if progress is not None:
             progress(segment.tokens.stop, reading.num_tokens)
-    if controls is None:
-        return None, before_tail
     words = (seen.words(tokenizer), unseen.words(tokenizer))
     return Predictions(seen.column_means(), unseen.column_means(), *words), before_tail
 
 
-def _bank_recorder(
-    model: MemoryModel,
-    tokenizer: PreTrainedTokenizerBase,
-    reading: Reading,
-    state: MemoryState | None,
-    most_slots: int,
-) -> BankRecorder | None:
-    if not isinstance(model, LM2ForCausalLM) or not model.banks:
-        return None
-    own = cast(LM2State | None, state)
-    slots = None if model.config.num_slots <= most_slots else most_read_slots(model, reading, own, most_slots)
-    shown = min(most_slots, model.config.num_slots) * len(model.banks)
-    return BankRecorder(model, tokenizer, reading, own, slots, look_ups=max(2, min(16, _MOST_LOOK_UPS // shown)))
-
-
 def _sizes(model: MemoryModel, num_tokens: int, max_columns: int, max_slots: int) -> tuple[int, int]:
     """Return how many columns and slots keep a trace below its budget: fewer columns first, down to the segments."""
-    if not isinstance(model, LM2ForCausalLM) or not model.banks:
+    if not has_banks(model):
         return max_columns, max_slots
     slots, blocks = min(max_slots, model.config.num_slots), len(model.banks)
     segments = num_tokens // segment_length(model, num_tokens) + 2
@@ -222,23 +282,31 @@ def _segment_of_tail(reading: Reading, num_target: int, question_start: int | No
     return int(np.searchsorted(reading.starts[reading.segments], first, side="right")) - 1
 
 
-def _notes(reading: Reading) -> list[str]:
+def _notes(model: MemoryModel, reading: Reading) -> list[str]:
     notes = []
+    if not _knocks_itself_out(model):
+        length = max(len(reading.segment(number).tokens) for number in range(reading.num_segments))
+        notes.append(
+            f"predictions without the memory: every stretch of {length} tokens is read as if the memories held nothing "
+            "before it"
+        )
     size = int(np.diff(reading.starts).max())
     if size > 1:
         notes.append(
             f"tokens are shown in columns of up to {size}: shares, gates and log-probabilities are their means"
         )
-    if not reading.complete:
+    if not reading.complete and _knocks_itself_out(model):
         notes.append("the last segment is incomplete: the memory was not updated after it")
     return notes
 
 
 @torch.no_grad()
-def _check(model: MemoryModel, reading: Reading, state: MemoryState | None) -> None:
-    """Read one token, so that the model refuses a state that is not its own, or ids of another tokenizer."""
-    ids = torch.from_numpy(reading.ids)[None].to(model.device)
-    model(input_ids=ids[:, :1], past_key_values=MemoryCache(None if state is None else state.branch()))
+def _check(model: MemoryModel, ids: Sequence[int], state: MemoryState | None) -> None:
+    """Read one token, so that the model refuses a state that is not its own before anything else is done with it."""
+    if not len(ids):
+        raise ShapeError("there is nothing to read: expected at least one token")
+    first = torch.tensor([list(ids[:1])], device=model.device)
+    model(input_ids=first, past_key_values=MemoryCache(None if state is None else state.branch()))
 
 
 @contextmanager

@@ -49,6 +49,8 @@ def text_source(text: str, name: str, tokenizer: PreTrainedTokenizerBase) -> Rea
 def memory_source(state: MemoryState, name: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> Reader:
     """Return a prompt to read after what a memory holds.
 
+    It is no beginning of a text, so it gets no token that marks one.
+
     Args:
         state: the memory.
         name: its name, such as that of its file.
@@ -58,7 +60,8 @@ def memory_source(state: MemoryState, name: str, prompt: str, tokenizer: PreTrai
     Raises:
         DataError: the prompt holds no token.
     """
-    return Reader(_encoded(prompt, "the prompt", tokenizer), Source("memory", name, question=prompt), state=state)
+    ids = _encoded(prompt, "the prompt", tokenizer, is_beginning=False)
+    return Reader(ids, Source("memory", name, question=prompt), question_start=0, state=state)
 
 
 def babilong_source(name: str, tokenizer: PreTrainedTokenizerBase) -> Reader:
@@ -96,8 +99,8 @@ def sample_source(sample: Sample, name: str, tokenizer: PreTrainedTokenizerBase)
     return Reader(ids, Source("babilong", name, sample.question, sample.target), answer, start)
 
 
-def _encoded(text: str, name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    ids = tuple(tokenizer(text)["input_ids"]) if text else ()
+def _encoded(text: str, name: str, tokenizer: PreTrainedTokenizerBase, is_beginning: bool = True) -> tuple[int, ...]:
+    ids = tuple(tokenizer(text, add_special_tokens=is_beginning)["input_ids"]) if text else ()
     if not ids:
         raise DataError(f"{name}: is empty; expected a text of at least one token")
     return ids
