@@ -274,6 +274,7 @@ class Explanation:
         note: what went wrong, or None.
         baseline: what the same simulation scores on other units: the score of an explanation that is about nothing in
             particular; None where it is undefined.
+        meaning: what the unit's activations are, in words.
     """
 
     unit: str
@@ -286,6 +287,7 @@ class Explanation:
     excerpts: tuple[Excerpt, ...]
     note: str | None = None
     baseline: float | None = None
+    meaning: str = ""
 
 
 @dataclass(frozen=True)

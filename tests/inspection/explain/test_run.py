@@ -22,7 +22,7 @@ from mnemon.inspection.explain.explainer import Evidence, ExplainerError, Hypoth
 from mnemon.inspection.explain.features import REACH, feature_values
 from mnemon.inspection.explain.patterns import PatternExplainer
 from mnemon.inspection.explain.run import EXCERPTS_SCORED, correlation, explain, strongest_excerpts
-from mnemon.inspection.trace import Explanation
+from mnemon.inspection.trace import Explanation, ReadText, Source, Trace, load_trace, save_trace
 
 NAMES, AFTER, FIRST, RANDOM, CONSTANT = range(5)
 
@@ -78,6 +78,7 @@ def test_a_unit_active_on_names_is_explained_by_them(planted: UnitActivations) -
     assert found.score > 0.95
     assert found.num_tokens == planted.num_tokens - planted.num_tokens // 2
     assert found.note is None
+    assert found.meaning == "the share of the token's reads of the memory that falls on this slot"
 
 
 def test_a_unit_active_after_three_words_is_explained_by_them(planted: UnitActivations) -> None:
@@ -233,6 +234,16 @@ def test_kinds_of_tokens_are_told_apart() -> None:
 def test_a_word_is_near_for_a_while() -> None:
     pieces = [" a", *[" b"] * (REACH + 2)]
     assert feature_values(pieces, features.nearby("a")) == ["no", *["yes"] * REACH, "no", "no"]
+
+
+def test_explanations_come_back_from_a_trace(planted: UnitActivations, tmp_path: Path) -> None:
+    text = ReadText(("a",), np.array([0, 1]), np.array([0, 1]), complete=True)
+    found = explain(planted, PatternExplainer(), [NAMES, CONSTANT])
+    trace = Trace("m", "lm2", "f", Source("text", "a.txt"), text, explanations=found)
+    back = load_trace(save_trace(tmp_path / "a.trace.safetensors", trace)).explanations
+    for one, two in zip(found, back, strict=True):
+        assert replace(one, excerpts=()) == replace(two, excerpts=())
+        np.testing.assert_array_equal(one.excerpts[0].activations, two.excerpts[0].activations)
 
 
 def test_activations_come_back_from_their_file(planted: UnitActivations, tmp_path: Path) -> None:

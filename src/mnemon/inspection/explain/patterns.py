@@ -177,13 +177,11 @@ def _phrase(table: _Table, evidence: Evidence) -> str:
         return ""
     feature = table.codes.feature
     if (word := nearby_word(feature)) is not None:
-        return (
-            f"within {REACH} tokens after {_quoted([word])}" if values[0] == "yes" else f"away from {_quoted([word])}"
-        )
+        return f"{f'within {REACH} tokens after' if values[0] == 'yes' else 'away from'} {_quoted([word])}"
     if feature == "kind":
         return f"on {_listed([_with_examples(value, evidence) for value in values])}"
     if feature == "place":
-        return f"on token {_listed(values)} of a sentence"
+        return f"on token{'s' if len(values) > 1 else ''} {_listed(values)} of a sentence"
     if feature == "token":
         return f"on {_kind_of(table, evidence)}{_quoted(values)}"
     return f"{_RELATION.get(feature, 'after')} {_quoted(values)}"

@@ -148,6 +148,7 @@ def _explanation(test: _Test, activations: UnitActivations, column: int, name: s
         excerpts=test.excerpts,
         note="; ".join(notes) or None,
         baseline=None if score is None else _baseline(test, activations, column, seed),
+        meaning=KINDS[activations.kind],
     )
 
 
