@@ -408,7 +408,7 @@ def test_memories_are_told_apart_without_colours(browser: Page, pages: dict[str,
     pairs = {tuple(pair) for pair in browser.script(styles)}
     assert len({memory for memory, _ in pairs}) == len({style for _, style in pairs}) == len(pairs) > 1
     browser.one("#numbers").click()
-    number = "getComputedStyle(document.querySelector('#memory-text span'), '::before').content"
+    number = "getComputedStyle(document.querySelector('#memory-text span'), '::after').content"
     assert browser.script(number) == f'"{mom_trace().mixture[0].weights[0].argmax()}"'
 
 

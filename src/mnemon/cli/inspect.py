@@ -32,7 +32,7 @@ def inspect(
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Read this text file.")] = None,
     babilong: Annotated[
-        str | None, typer.Option(metavar="TASK:LENGTH:SEED", help="Read a BABILong sample, such as qa2:4k:0.")
+        str | None, typer.Option(metavar="TASK:LENGTH:SEED", help="Read a BABILong sample, such as qa1:4k:0.")
     ] = None,
     memory: Annotated[Path | None, typer.Option(help="Start from this memory file; needs --prompt.")] = None,
     prompt: Annotated[str | None, typer.Option(help="With --memory: what is read after it.")] = None,
@@ -55,7 +55,7 @@ def inspect(
 ) -> None:
     """Look into a memory: what is written, what is read, and what it is good for, as one HTML page.
 
-    `mnemon inspect babilong-tiny-lm2 --babilong qa2:4k:0 -o report.html`
+    `mnemon inspect babilong-tiny-lm2 --babilong qa1:4k:0 -o report.html`
 
     `mnemon inspect babilong-tiny-lm2 --text story.txt -o report.html --save-trace story.trace.safetensors`
 

@@ -6,8 +6,9 @@ const figures = new Set();
 const pending = new Set();
 let drawing = false;
 
-/** Show lines of text at a place of the window, and keep them inside of it. */
-function showTip(lines, left, top) {
+/** Show lines of text at a place of the window, and keep them inside of it; `steady` ones stay when the page scrolls. */
+function showTip(lines, left, top, steady = false) {
+  tip.classList.toggle("steady", steady);
   fill(tip, ...lines.map((line, index) => make(index ? "span" : "strong", {}, line)));
   tip.hidden = false;
   const [width, height] = [tip.offsetWidth, tip.offsetHeight];
@@ -160,7 +161,7 @@ class Figure {
     const lines = this.describe(...cell);
     const [left, top, width, height] = this.boxOf(cell);
     const place = this.canvas.getBoundingClientRect();
-    showTip(lines, place.left + left + width / 2, place.top + Math.max(0, top + height / 2));
+    showTip(lines, place.left + left + width / 2, place.top + Math.max(0, top + height / 2), true);
     return speak(lines);
   }
 }

@@ -140,7 +140,7 @@ function makeRouting(layer) {
     {},
     strip.element,
     load,
-    make("label", { class: "choice" }, numbers, make("span", {}, "write the memory's number before each piece")),
+    make("label", { class: "choice" }, numbers, make("span", {}, "write the memory's number behind each piece")),
     view.element,
     make("div", { class: "grid two" }, weights.element, entropy.element),
     words,

@@ -78,10 +78,10 @@ class TextView {
     const place = this.marked ? state.column - this.first + steps[event.key] : event.key === "End" ? last : 0;
     const column = this.first + Math.max(0, Math.min(last, place));
     change({ column });
+    this.marked.scrollIntoView({ block: "nearest", behavior: "instant" });
     const box = this.marked.getBoundingClientRect();
     const lines = this.describe(column);
-    showTip(lines, box.left, box.bottom - 12);
-    this.marked.scrollIntoView({ block: "nearest" });
+    showTip(lines, box.left, box.bottom - 12, true);
     return speak(lines);
   }
 }
