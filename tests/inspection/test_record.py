@@ -137,6 +137,17 @@ def test_only_some_of_many_slots_are_shown_and_the_trace_says_so() -> None:
     assert sum(part.kind == "slot" for part in trace.knock_outs.parts) == 3
 
 
+def test_a_trace_of_many_tokens_and_slots_keeps_to_its_budget(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 500, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    base = llama_config(num_hidden_layers=4, num_key_value_heads=1, max_position_embeddings=10**6, **sizes)
+    bank = {"num_slots": 80, "slot_dim": 8, "num_memory_heads": 1, "segment_length": 256, "attention_span": 256}
+    model = lm2(base, flow="layer", **bank).float()
+    trace = record(model, word_tokenizer(500), tokens(1, 12_000)[0].tolist(), TEXT)
+    assert [block.read.shape[1] for block in trace.bank] == [64] * 4
+    assert 1000 < trace.text.num_columns < 4000
+    assert save_trace(tmp_path / "a.trace.safetensors", trace).stat().st_size < 6_000_000
+
+
 def test_one_token_alone_is_recorded_without_a_causal_check() -> None:
     trace = recorded("lm2-depth", tokens(1, 1)[0])
     assert trace.knock_outs is None
@@ -176,6 +187,21 @@ def test_without_its_memories_a_mixture_reads_every_stretch_by_itself() -> None:
     expected = logits.log_softmax(dim=-1)[:-1].gather(1, ids[1:, None])[:, 0].numpy()
     np.testing.assert_allclose(unknown[1:], expected, atol=1e-6)
     assert abs(known[17:] - unknown[17:]).max() > 1e-3
+
+
+def test_a_mixture_is_asked_from_the_question_on_and_its_answer_split_before_the_target() -> None:
+    model, ids, start = model_of("mom"), tokens(1, 40)[0], 21
+    trace = recorded("mom", ids, target=[9], question_start=start)
+    assert any(f"the last {40 + 1 - start} tokens" in note for note in trace.notes)
+    assert 39 in {contribution.reader for contribution in trace.mixture[0].contributions}
+    everything = next(part for part in mixture_parts(model) if part.kind == "all")
+    cache = MemoryCache()
+    with torch.no_grad():
+        model(input_ids=ids[None, :start], past_key_values=cache)
+        with everything.removed():
+            logits = model(input_ids=ids[None, start:], past_key_values=cache).logits[0, -1]
+    (found,) = (part for part in trace.knock_outs.parts if part.kind == "all")
+    assert found.log_probability == pytest.approx(float(logits.log_softmax(dim=-1)[9]), abs=1e-6)
 
 
 def test_a_prompt_is_read_after_what_a_memory_holds_and_the_models_own_answer_measured() -> None:

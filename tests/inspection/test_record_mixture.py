@@ -166,7 +166,8 @@ def test_contributions_of_every_rule_add_up_to_one_or_are_said_to_be_missing(rul
             assert bool(layer.contributions) == is_linear
             for contribution in layer.contributions:
                 assert contribution.shares.sum() + contribution.before == pytest.approx(1, abs=1e-4)
-                assert (contribution.before != 0) == (state is not None)
+                if state is None or contribution.memory == 3:  # earlier tokens need not have gone to the others
+                    assert (contribution.before != 0) == (state is not None)
         if is_linear:
             assert {(c.reader, c.memory) for c in layers[0].contributions} >= {(39, 3)}  # the shared memory
 

@@ -16,6 +16,7 @@ import typer
 
 from mnemon import __version__
 from mnemon.cli.bench import bench_app
+from mnemon.cli.chat import chat
 from mnemon.cli.compare import compare
 from mnemon.cli.convert import convert
 from mnemon.cli.data import data_app
@@ -23,6 +24,7 @@ from mnemon.cli.demo import demo
 from mnemon.cli.eval import evaluate
 from mnemon.cli.generate import generate
 from mnemon.cli.inspect import inspect
+from mnemon.cli.memorize import memorize
 from mnemon.cli.reproduce import reproduce
 from mnemon.cli.rules import rules
 from mnemon.cli.train import train
@@ -33,7 +35,7 @@ EXIT_FAILURE, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="mnemon",
-    help="Give language models a memory: make data, train, evaluate and generate. Start with `mnemon demo`.",
+    help="Give language models a memory: make data, train, evaluate, remember and generate. Start with `mnemon demo`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,6 +48,8 @@ app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
+app.command("memorize")(memorize)
+app.command("chat")(chat)
 app.command("convert")(convert)
 app.add_typer(bench_app, name="bench")
 app.command("reproduce")(reproduce)

@@ -31,7 +31,7 @@ from mnemon.cli.eval_retrieval import (
     UnitOption,
     build_retriever,
 )
-from mnemon.cli.options import JsonOption, OverwriteOption, ResumeOption, SeedOption
+from mnemon.cli.options import DeviceOption, JsonOption, OverwriteOption, ResumeOption, SeedOption, pick_device
 from mnemon.errors import ConfigError
 from mnemon.files import prepare_output_folder
 
@@ -173,7 +173,7 @@ def evaluate(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also say how much of the time the models themselves took.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
+    device: DeviceOption = "auto",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results. (default: runs/eval/<first model>)")
     ] = None,
@@ -190,7 +190,7 @@ def evaluate(
     names = [_split_label(name) for name in models]
     num_samples = samples if limit is None else min(samples, limit)
     folder = output or Path("runs") / "eval" / _file_name(names[0][0] or Path(names[0][1]).name)
-    batch, where = _parse_batch_size(batch_size), _pick_device(device)
+    batch, where = _parse_batch_size(batch_size), pick_device(device)
     wanted = None if tasks is None else _words(tasks)
 
     def babilong(place: Path, specs: "list[ModelSpec] | None" = None) -> "Finished":
@@ -451,20 +451,6 @@ def _parse_samples_at(text: str | None, limit: int | None) -> dict[str, int]:
             raise ConfigError(f"--samples-at takes LENGTH=NUMBER pairs such as 8k=50,16k=25, got {entry!r}")
         numbers[check_lengths([length])[0]] = int(number) if limit is None else min(int(number), limit)
     return numbers
-
-
-def _pick_device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise ConfigError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: this machine has no CUDA device; use cpu or auto")
-    return name
 
 
 def _file_name(label: str) -> str:

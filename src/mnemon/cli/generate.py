@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mnemon.cli.display import silence_libraries
+from mnemon.cli.memory import MemoryOption, as_memory_model, read_memory
 from mnemon.cli.options import JsonOption, KnockOutOption, ModelArgument
 from mnemon.errors import ConfigError, DataError
 from mnemon.files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from mnemon.models.state import MemoryState
 
 
 def generate(
@@ -33,9 +36,10 @@ def generate(
     beams: Annotated[int, typer.Option(min=1, help="Beams of a beam search; 1 is greedy.")] = 1,
     json_output: JsonOption = False,
     knock_out_memory: KnockOutOption = False,
+    memory: MemoryOption = None,
 ) -> None:
     """Continue a text: `mnemon generate MODEL --prompt "..."`, or the text on standard input."""
-    settings = _settings(max_new_tokens, sample, temperature, top_p, seed, beams)
+    settings = generation_settings(max_new_tokens, sample, temperature, top_p, seed, beams)
     text = _read_prompt(prompt, prompt_file)
 
     from mnemon.models.loading import load_model, resolve
@@ -48,12 +52,15 @@ def generate(
         if not has_memory(loaded):
             raise ConfigError(f"{model}: has no memory to knock out; leave out --knock-out-memory")
         settings["knock_out_memory"] = True
-    result = _continue(loaded, tokenizer, text, settings, 0 if seed is None else seed, stream=not json_output)
+    state = None if memory is None else read_memory(memory, as_memory_model(loaded, model), tokenizer)
+    result = _continue(loaded, tokenizer, text, settings, 0 if seed is None else seed, not json_output, state)
     if json_output:
-        print(json.dumps({"model": model, "prompt": text, **result, "settings": settings}, ensure_ascii=False))
+        remembered = {} if state is None else {"memory": str(memory), "tokens_remembered": state.tokens_read[0]}
+        report = {"model": model, "prompt": text, **remembered, **result, "settings": settings}
+        print(json.dumps(report, ensure_ascii=False))
 
 
-def _settings(
+def generation_settings(
     max_new_tokens: int, sample: bool, temperature: float | None, top_p: float | None, seed: int | None, beams: int
 ) -> dict[str, Any]:
     """Check the options against each other and return them as arguments of `model.generate`."""
@@ -100,13 +107,19 @@ def _continue(
     settings: dict[str, Any],
     seed: int,
     stream: bool,
+    memory: "MemoryState | None" = None,
 ) -> dict[str, Any]:
-    """Generate, printing tokens as they come when `stream` is set, and return the new text and its length."""
+    """Generate, printing tokens as they come when `stream` is set, and return the new text and its length.
+
+    After a memory the prompt is no beginning of a text, so it gets no token that marks one.
+    """
     import torch
     from transformers import TextStreamer
 
-    encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
+    encoded = tokenizer(prompt, add_special_tokens=memory is None, return_tensors="pt").to(model.device)
     inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+    if memory is not None:
+        inputs["memory"] = memory
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     as_it_comes = stream and settings["num_beams"] == 1
     # Hugging Face draws from torch's global generator: seed a private copy of it and leave the caller's alone.

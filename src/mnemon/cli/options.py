@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from mnemon.errors import ConfigError
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -22,3 +24,19 @@ KnockOutOption = Annotated[
     bool,
     typer.Option("--knock-out-memory", help="Silence the memory, to see what the model does without it."),
 ]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")]
+
+
+def pick_device(name: str) -> str:
+    """Return the name of a torch device that this machine has."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: this machine has no CUDA device; use cpu or auto")
+    return name

@@ -6,17 +6,15 @@ attention window (what forgetting the far text does). RMT is knocked out in the 
 memory as the first one does. This module tells roles apart and says what is missing or unequal.
 """
 
-import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from mnemon.evaluation.results import ModelInfo
 from mnemon.evaluation.retrieval import Retriever
 from mnemon.models.parameters import active_parameters, memory_parameters
+from mnemon.models.provenance import SHOWN, model_fingerprint
 
 ROLES: dict[str, str] = {
     "lm2": "LM2, with its memory bank",
@@ -130,18 +128,9 @@ def describe_model(spec: ModelSpec) -> ModelInfo:
     )
 
 
-@torch.no_grad()
 def weights_fingerprint(model: Any) -> str:
-    """Give a short digest that changes with any parameter, so that stored cells are not mistaken for another model's.
-
-    Sums and a position-weighted sum per tensor in float64: cheap, and far more than chance needs.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        values = parameter.detach().flatten().double()
-        ramp = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device)
-        digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item():.12e}{(values @ ramp).item():.12e}".encode())
-    return digest.hexdigest()[:16]
+    """Give a short form of a model's fingerprint, so that stored cells are not mistaken for another model's."""
+    return model_fingerprint(model)[:SHOWN]
 
 
 def control_notes(models: Sequence[tuple[str, ModelInfo]]) -> list[str]:

@@ -135,7 +135,9 @@ class LayerContributions:
         rule, rows = self.layer.rule, len(begun) + len(new)
         inputs, before = self._rule_inputs(memory, call, own), _of_memory(call.before, memory)
         per_token = {gate.name for gate in rule.gates}
-        keywords = {name: _rows(value, rows) if name in per_token else value for name, value in inputs.keywords.items()}
+        keywords: dict[str, Any] = {
+            name: _rows(value, rows) if name in per_token else value for name, value in inputs.keywords.items()
+        }
         q, k = _rows(inputs.q, rows), _rows(inputs.k, rows)
         held = [_rows(tensor, rows) for tensor in leaves(before.memory)]
         with torch.enable_grad():

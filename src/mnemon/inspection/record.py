@@ -89,8 +89,8 @@ def record(
         source: what is read.
         target: token ids of the right answer, which are read after the text and measured. None = after a memory the
             model's own answer is, else the last words of the text are what is measured.
-        question_start: number of the question's first token; the causal check then reads from the beginning of its
-            segment. None = from the segment in which the target begins.
+        question_start: number of the question's first token; the causal check then reads from there, or from the
+            beginning of its segment if the model has segments. None = from the segment in which the target begins.
         state: what the model has read before, with one row; None = nothing.
         name: name of the model in the trace; None = where it was loaded from.
         max_columns: columns of the trace at most, unless there are more segments.
@@ -116,12 +116,15 @@ def record(
         text, num_target = [*ids, *(target or ())], len(target) if target else min(_LAST_WORDS, len(ids) - 1)
         columns, slots = _sizes(model, len(text), max_columns, max_slots)
         reading = plan_reading(model, text, columns, state)
-        recorders = _recorders(model, tokenizer, reading, state, slots)
+        recorders = _recorders(model, tokenizer, reading, state, slots, asked=len(ids) - 1)
         tail_segment = _segment_of_tail(reading, num_target, question_start)
         predictions, before_tail = _read(model, tokenizer, reading, recorders.all(), state, tail_segment, progress)
         knock_outs, notes = None, _notes(model, reading)
         if num_target:
-            tail = Tail(reading.ids[reading.segment(tail_segment).tokens.start :], num_target, before_tail)
+            first = reading.segment(tail_segment).tokens.start
+            if question_start is not None and not _knocks_itself_out(model):  # which has segments of our making only
+                first, before_tail = _read_up_to(model, reading, first, question_start, num_target, before_tail)
+            tail = Tail(reading.ids[first:], num_target, before_tail)
             parts, left_out = _parts(model, tail, max_knock_outs)
             words = str(tokenizer.decode(tail.ids[-num_target:].tolist())).strip()
             knock_outs = KnockOuts(words, *knock_out(model, tail, parts))
@@ -199,6 +202,7 @@ def _recorders(
     reading: Reading,
     state: MemoryState | None,
     most_slots: int,
+    asked: int,
 ) -> _Recorders:
     bank = None
     if has_banks(model):
@@ -207,7 +211,7 @@ def _recorders(
         shown = min(most_slots, model.config.num_slots) * len(model.banks)
         look_ups = max(2, min(_MOST_LOOK_UPS, _MOST_LOOKED_UP // shown))
         bank = BankRecorder(model, tokenizer, reading, own, slots, look_ups)
-    mixture = MixtureRecorder(model, tokenizer, reading, state) if memory_mixers(model) else None
+    mixture = MixtureRecorder(model, tokenizer, reading, state, readers=[asked]) if memory_mixers(model) else None
     tokens = TokenMemoryRecorder(model, tokenizer, reading, state) if _is_rmt(model) else None
     return _Recorders(bank, mixture, tokens)
 
@@ -260,6 +264,20 @@ def _read(
             progress(segment.tokens.stop, reading.num_tokens)
     words = (seen.words(tokenizer), unseen.words(tokenizer))
     return Predictions(seen.column_means(), unseen.column_means(), *words), before_tail
+
+
+@torch.no_grad()
+def _read_up_to(
+    model: MemoryModel, reading: Reading, first: int, question: int, num_target: int, state: MemoryState | None
+) -> tuple[int, MemoryState | None]:
+    """Read on from a token to the question, or to what predicts the target; return where that is, and the state."""
+    stop = min(question, reading.num_tokens - num_target - 1)
+    if stop <= first:
+        return first, state
+    cache = MemoryCache(state)
+    ids = torch.from_numpy(reading.ids[first:stop])[None].to(model.device)
+    model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+    return stop, cache.state
 
 
 def _sizes(model: MemoryModel, num_tokens: int, max_columns: int, max_slots: int) -> tuple[int, int]:

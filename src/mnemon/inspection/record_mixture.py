@@ -129,8 +129,8 @@ class MixtureRecorder:
                     split.go_back(joined(calls[layer]), first)
         if self._more_readers:
             self.notes.append(
-                "contributions are shown for a few tokens: the last that was read, and those after which a token came "
-                "that is rare in the text and was expected with most confidence"
+                "contributions are shown for a few tokens: the last of the text (before the answer), and those after "
+                "which a token came that is rare in the text and was expected with most confidence"
             )
         return {layer.mixer.index: tuple(split.results()) for layer, split in splits.items()}
 
@@ -207,7 +207,9 @@ class _Layer:
         layer, output = self.mixer.layer, call.output
         taken = taken_by(layer, output[2] if len(output) > 2 else None, len(segment.tokens)).numpy()
         taken = taken[:, : len(self.choices)]
-        weights, entropy, chosen = np.ones((len(taken), 1)), np.zeros(len(taken)), taken
+        weights: Floats = np.ones((len(taken), 1))
+        entropy: Floats = np.zeros(len(taken))
+        chosen = taken
         if isinstance(layer, MixtureOfMemories):
             weights, entropy, chosen = _routed(output[2])
         columns = slice(segment.columns.start, segment.columns.stop)

@@ -139,9 +139,9 @@ class SpecialWord:
     """A word that goes to a memory more often than others do.
 
     Attributes:
-        word: the token's text.
+        word: the word; where its last token goes, it goes.
         count: how often it went there.
-        lift: its share of the memory's tokens over its share of all tokens.
+        lift: its share of the memory's words over its share of all words, drawn towards 1 where it is rare.
     """
 
     word: str
@@ -154,8 +154,8 @@ class Contribution:
     """Where what a token read came from: the exact split of a linear memory's answer over the tokens before.
 
     Attributes:
-        reader: the token that reads.
-        memory: the memory that is read.
+        reader: the token that reads, a number in the text.
+        memory: the memory that is read; the shared one comes after the routed ones.
         shares: part of the answer, along the answer, that each column contributed, [N]; they and `before` add up to 1.
         before: the part that came from the state before the text.
     """
@@ -168,7 +168,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class MixtureLayer:
-    """The memories of one MoM layer (one memory, without a router, in a single-memory layer).
+    """The memories of one MoM layer; the memory of a single-memory layer counts as one that every token goes to.
 
     Attributes:
         layer: number of the decoder block.
@@ -200,7 +200,7 @@ class TokenMemory:
     Attributes:
         units: what the m entries are: "memory token 0" ..., or "memory of block 0" ...
         norm: norm of every entry after every segment, [S, m].
-        change: norm of what the segment changed over that norm, [S, m].
+        change: norm of what the segment changed over that norm, [S, m]; 0 after an incomplete segment.
         read: share of a column's attention that fell on each memory token, mean over blocks and heads, [N, m]; empty
             [N, 0] where the memory is read otherwise.
     """

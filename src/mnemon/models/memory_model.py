@@ -1,6 +1,7 @@
 """What all our models do alike around a decoder: inputs checked, one call of any length, generation from a memory."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, Self, cast
 
@@ -17,7 +18,9 @@ from mnemon.layers.memory_bank import MemoryBank
 from mnemon.layers.memory_layer import MemoryLayer
 from mnemon.models.composite_config import CompositeConfig
 from mnemon.models.graft import Block
-from mnemon.models.segmented_decoder import SegmentedDecoder
+from mnemon.models.pending import Backlog, as_batch
+from mnemon.models.provenance import Origin, check_origin
+from mnemon.models.segmented_decoder import SegmentedDecoder, evaluating
 from mnemon.models.segments import ColumnCollector, SegmentCall, count_calls, gather_columns, host_mask, plan_calls
 from mnemon.models.state import MemoryCache, MemoryState
 
@@ -39,8 +42,8 @@ Reader = Callable[[Tensor, np.ndarray | None, Any, np.ndarray | None, bool], tup
 class MemoryModel(PreTrainedModel, GenerationMixin):
     """A causal language model that carries a memory from call to call.
 
-    The decoder lives under `base.`; a subclass says what is carried (`initial_state`, `_check_state`) and how an input
-    is read. `position_ids` are accepted for compatibility and not used: positions count real tokens per row, whatever
+    The decoder lives under `base.`; a subclass says what is carried (`_blank_state`, `_check_state`) and how an input
+    is read (`_stream`). `position_ids` are accepted for compatibility and not used: positions count real tokens per row, whatever
     the padding.
     """
 
@@ -66,7 +69,22 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
 
     def initial_state(self, batch_size: int) -> Any:
         """Return the state before the first token."""
+        return replace(self._blank_state(batch_size), origin=Origin.of(self))
+
+    def _blank_state(self, batch_size: int) -> Any:
+        """Return the state before the first token, of no origin yet."""
         raise NotImplementedError
+
+    def _stream(
+        self, inputs: Tensor, mask: np.ndarray | None, state: Any, wanted: np.ndarray | None, carry_on: bool
+    ) -> tuple[Tensor, Any]:
+        """Read an input; returns the logits of the wanted columns [B, kept, V] and the new state."""
+        raise NotImplementedError
+
+    @property
+    def block_length(self) -> int:
+        """Tokens per row that `memorize` reads at once; it ends where these end, counted from a row's first token."""
+        return cast(int, self.config.segment_length)
 
     @property
     def blocks(self) -> list[Block]:
@@ -146,6 +164,8 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
         batch_size, width = inputs.shape[:2]
         cache = self._check_cache(past_key_values, batch_size)
         state = self.initial_state(batch_size) if cache is None or cache.state is None else cache.state
+        if state.pending:
+            state = self._settled(state, inputs.device, read)
         mask = host_mask(attention_mask, batch_size, width)
         if use_cache is None:
             use_cache = not self.training
@@ -156,6 +176,79 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
             cache.memory.state, cache.memory.columns = state, cache.memory.columns + width
         return logits, cache
 
+    def _settled(self, state: Any, device: torch.device, read: Reader) -> Any:
+        """Read the tokens that wait in a state, so that it can be gone on from at once."""
+        ids, mask = as_batch([np.array(row, dtype=np.int64) for row in state.pending])
+        waiting = torch.from_numpy(ids).to(device)
+        return read(waiting, mask, replace(state, pending=()), np.arange(0), True)[1]
+
+    @torch.no_grad()
+    def memorize(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, state: MemoryState | None = None
+    ) -> MemoryState:
+        """Read tokens for the sake of the memory alone: no logits, no gradients, no dropout.
+
+        Tokens are read in whole blocks (`block_length` per row, counted from the row's first token); what is left over
+        waits in the state, and is read by the next call of `memorize`, `forward` or `generate`. So any cut of the same
+        tokens into calls gives the same state bit for bit (on one machine with one number of threads; where rows of a
+        batch differ in length, up to rounding).
+
+        Args:
+            input_ids: token ids, [B, T], any T >= 1, on any device.
+            attention_mask: 1 for real tokens, 0 for padding anywhere, [B, T].
+            state: memory to go on from; it is not changed. None = a fresh one.
+        Returns:
+            The memory after these tokens.
+        Raises:
+            ShapeError: for inputs of the wrong shape or dtype, ids outside the vocabulary, or more tokens than the
+                decoder has positions for.
+            StateError: if `state` is of another model, of other weights or of another batch size.
+        """
+        ids = self._check_inputs(input_ids.cpu(), None)
+        mask = host_mask(attention_mask, *ids.shape)
+        state = self.initial_state(len(ids)) if state is None else self.adopt(state, len(ids), weights=True)
+        backlog = Backlog(ids.numpy(), mask, state.counts, state.pending)
+        self._check_length(state.counts, backlog)
+        state = replace(state, pending=()).contiguous()
+        device, nothing = self._embedding_weight().device, np.arange(0)
+        with evaluating(self):
+            for block, real in backlog.blocks(self.block_length):
+                state = self._stream(torch.from_numpy(block).to(device), real, state, nothing, True)[1].contiguous()
+        return replace(state, pending=backlog.left_over())
+
+    def adopt(self, state: Any, batch_size: int, weights: bool) -> Any:
+        """Return a state that this model may go on from, bound to it.
+
+        Raises:
+            StateError: if it is of another batch size, of another model or (if asked) of other weights.
+        """
+        if not isinstance(state, MemoryState):
+            raise StateError(f"expected a MemoryState, got {type(state).__name__}; take one from memorize or forward")
+        if state.batch_size != batch_size:
+            raise StateError(f"the memory holds {state.batch_size} rows, the input has {batch_size}")
+        self._check_state(state)
+        origin = check_origin(state.origin, self, weights)
+        return state if origin is state.origin else replace(state, origin=origin)
+
+    @property
+    def longest_text(self) -> int | None:
+        """Most tokens a memory can be of, where the decoder's attention sees all of them; None = any number."""
+        return self.segmented.longest_text
+
+    def _check_length(self, counts: tuple[int, ...], backlog: Backlog) -> None:
+        """Refuse a text that full attention was not made for.
+
+        Raises:
+            ShapeError: naming both numbers and what to do.
+        """
+        longest = int((np.asarray(counts) + backlog.lengths).max())
+        limit = self.longest_text
+        if limit is not None and longest > limit:
+            raise ShapeError(
+                f"{longest:,} tokens are more than the {limit:,} positions of {self.base.config.model_type}, and its "
+                "attention sees all of them; give the memory a shorter text, or the model an attention_span"
+            )
+
     def generate(
         self, inputs: Tensor | None = None, *args: Any, memory: MemoryState | None = None, **kwargs: Any
     ) -> Any:
@@ -163,11 +256,11 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
 
         Args:
             inputs: prompt ids [B, T], left-padded where rows differ in length.
-            memory: state to continue from; it is not changed. None = a fresh one.
+            memory: state to continue from, with as many rows as the prompt; it is not changed. None = a fresh one.
             **kwargs: as in Hugging Face, and what the model's `forward` takes (such as LM2's `knock_out_memory`).
         Raises:
             ShapeError: for an empty or fully padded prompt, padding on the right, or ids outside the vocabulary.
-            StateError: if `memory` has another batch size than the prompt.
+            StateError: if `memory` has another batch size than the prompt, or other weights made it.
         """
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
         if prompt is not None:
@@ -177,11 +270,25 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
                 f"cache_implementation={kwargs['cache_implementation']!r} is not for a model with a memory, which "
                 "keeps its own cache; leave it out"
             )
-        if kwargs.get("use_cache", True) and kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = MemoryCache(None if memory is None else memory.branch())
+        given = kwargs.get("past_key_values")
+        if kwargs.get("use_cache", True) and given is None:
+            kwargs["past_key_values"] = cache = MemoryCache()
+            if memory is not None:
+                rows = memory.batch_size if prompt is None else len(prompt)
+                cache.memory.state = self.adopt(memory, rows, weights=True)
+                if (copies := self._rows_per_prompt(kwargs)) > 1:
+                    cache.batch_repeat_interleave(copies)
         elif memory is not None:
             raise StateError("memory= cannot be combined with use_cache=False or past_key_values=; choose one")
+        elif isinstance(given, MemoryCache) and given.state is not None:
+            given.memory.state = self.adopt(given.state, given.state.batch_size, weights=True)
         return cast(Any, super()).generate(inputs, *args, **kwargs)
+
+    def _rows_per_prompt(self, options: dict[str, Any]) -> int:
+        """Return how many rows the library makes of every row of a prompt: beams, or several answers."""
+        chosen = options.get("generation_config") or self.generation_config
+        wanted = (options.get(name) or getattr(chosen, name) for name in ("num_beams", "num_return_sequences"))
+        return max(1, *(number or 1 for number in wanted))
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Prepare one decoding step; after the prompt every token is real, so no mask is read from the device."""
@@ -223,9 +330,7 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
             kind = type(cache).__name__
             raise StateError(f"past_key_values must be a MemoryCache, got {kind}; leave it out to start")
         if cache.state is not None:
-            if cache.state.batch_size != batch_size:
-                raise StateError(f"the memory holds {cache.state.batch_size} rows, the input has {batch_size}")
-            self._check_state(cache.state)
+            cache.memory.state = self.adopt(cache.state, batch_size, weights=False)
         return cache
 
     def _check_state(self, state: Any) -> None:

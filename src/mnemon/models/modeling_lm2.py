@@ -29,7 +29,7 @@ from mnemon.models.graft import memory_blocks
 from mnemon.models.memory_model import MemoryModel, initialise, new_base
 from mnemon.models.memory_segments import MemorySegments
 from mnemon.models.modeling_mom import MoMForCausalLM
-from mnemon.models.segmented_decoder import SegmentedDecoder
+from mnemon.models.segmented_decoder import SegmentedDecoder, joined_statistics
 from mnemon.models.state import LM2State, MemoryCache
 
 _DEFAULT_SINKS = 4
@@ -181,7 +181,7 @@ class LM2ForCausalLM(MemoryModel):
         """
         self._enable_checkpointing(gradient_checkpointing_kwargs)
 
-    def initial_state(self, batch_size: int) -> LM2State:
+    def _blank_state(self, batch_size: int) -> LM2State:
         """Return the state before the first token."""
         config = self.config
         like = self.banks[0].output.weight if self.banks else self._embedding_weight()
@@ -230,7 +230,7 @@ class LM2ForCausalLM(MemoryModel):
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
             StateError: for a cache that is not this model's or of another batch size.
         """
-        collector = MemoryDiagnostics() if output_diagnostics else self._collector
+        collector = MemoryDiagnostics() if output_diagnostics else None
         mixture = self.base if isinstance(self.base, MoMForCausalLM) else None
         balances = labels is not None and self.training and self.balance_weight > 0
         choices: list[RoutingStatistics] | None = [] if mixture is not None and (balances or output_routing) else None
@@ -283,8 +283,8 @@ class LM2ForCausalLM(MemoryModel):
         state: LM2State,
         wanted: np.ndarray | None,
         carry_on: bool,
-        knock_out: bool,
-        diagnostics: MemoryDiagnostics | None,
+        knock_out: bool = False,
+        diagnostics: MemoryDiagnostics | None = None,
         choices: list[RoutingStatistics] | None = None,
     ) -> tuple[Tensor, LM2State]:
         """Read an input; returns the logits of the wanted columns [B, kept, V] and the new state.
@@ -300,14 +300,14 @@ class LM2ForCausalLM(MemoryModel):
             self.config.flow,
             keep_pieces=self.training and torch.is_grad_enabled(),
             recomputes=self._recomputes,
-            diagnostics=diagnostics,
+            diagnostics=self._collector if diagnostics is None else diagnostics,
             initial=self.initial_memory,
         )
         if choices is None:
             return self._run_segments(segments, inputs, mask, state, wanted, carry_on)
         counting = replace(state, decoder=replace(state.decoder, routing=()))
         logits, state = self._run_segments(segments, inputs, mask, counting, wanted, carry_on)
-        choices += state.decoder.routing or ()
+        choices[:] = joined_statistics(tuple(choices), state.decoder.routing or ())
         return logits, replace(state, decoder=replace(state.decoder, routing=None))
 
 

@@ -24,11 +24,12 @@ from mnemon.models.graft import Block, Graft, find_graft
 from mnemon.models.memory_mixer import MemoryMixer
 from mnemon.models.memory_model import MemoryModel, initialise, new_base
 from mnemon.models.parameters import active_parameters
-from mnemon.models.segmented_decoder import SegmentedDecoder
+from mnemon.models.segmented_decoder import SegmentedDecoder, joined_statistics
 from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, plan_calls
 from mnemon.models.state import MemoryCache, MemoryState
 
 _CALL_LENGTH = 4096  # tokens per row that are read at once where no gradient is wanted: activations stay bounded
+_BLOCK_LENGTH = 512  # divides the above, so that a block is one call
 _ENDLESS = 2**40
 
 
@@ -98,7 +99,12 @@ class MoMForCausalLM(MemoryModel):
         """
         self._enable_checkpointing(gradient_checkpointing_kwargs)
 
-    def initial_state(self, batch_size: int) -> MemoryState:
+    @property
+    def block_length(self) -> int:
+        """Tokens per row that `memorize` reads at once."""
+        return _BLOCK_LENGTH
+
+    def _blank_state(self, batch_size: int) -> MemoryState:
         """Return the state before the first token."""
         return MemoryState(self.segmented.initial_state(batch_size))
 
@@ -165,7 +171,7 @@ class MoMForCausalLM(MemoryModel):
         state: MemoryState,
         wanted: np.ndarray | None,
         carry_on: bool,
-        found: list[RoutingStatistics] | None,
+        found: list[RoutingStatistics] | None = None,
     ) -> tuple[Tensor, MemoryState]:
         """Read an input; returns the logits of the wanted columns [B, kept, V] and the new state.
 
@@ -188,8 +194,8 @@ class MoMForCausalLM(MemoryModel):
             )
             collector.add(logits, call, slots)
         if found is not None and decoder.routing is not None:
-            found += decoder.routing
-        return collector.result(), MemoryState(replace(decoder, routing=None))
+            found[:] = joined_statistics(tuple(found), decoder.routing)
+        return collector.result(), replace(state, decoder=replace(decoder, routing=None))
 
 
 def _replace_attention(base: PreTrainedModel, config: MoMConfig) -> Graft:

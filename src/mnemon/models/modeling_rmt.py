@@ -133,6 +133,11 @@ class RMTForCausalLM(MemoryModel):
             return []
         return list(cast("Iterable[AssociativeMemory]", self.memory["associations"]))
 
+    @property
+    def longest_text(self) -> None:
+        """None: no segment sees another, so a memory can be of any number of tokens."""
+        return None
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """Recompute each segment in the backward pass instead of keeping its activations.
 
@@ -141,7 +146,7 @@ class RMTForCausalLM(MemoryModel):
         """
         self._enable_checkpointing(gradient_checkpointing_kwargs)
 
-    def initial_state(self, batch_size: int) -> MemoryState:
+    def _blank_state(self, batch_size: int) -> MemoryState:
         """Return the state before the first token."""
         decoder = self.segmented.initial_state(batch_size)
         if self.config.is_associative:
@@ -202,7 +207,7 @@ class RMTForCausalLM(MemoryModel):
             )
 
     def _check_state(self, state: Any) -> None:
-        expected = [list(tensor.shape[1:]) for tensor in _memory_of(self.initial_state(1))]
+        expected = [list(tensor.shape[1:]) for tensor in _memory_of(self._blank_state(1))]
         found = [list(tensor.shape[1:]) for tensor in _memory_of(state)]
         if found != expected:
             raise StateError(
@@ -218,8 +223,8 @@ class RMTForCausalLM(MemoryModel):
         state: Any,
         wanted: np.ndarray | None,
         carry_on: bool,
-        knock_out: bool,
-        diagnostics: MemoryDiagnostics | None,
+        knock_out: bool = False,
+        diagnostics: MemoryDiagnostics | None = None,
     ) -> tuple[Tensor, Any]:
         """Read an input; returns the logits of the wanted columns [B, kept, V] and the new state."""
         options: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mnemon.errors import ConfigError, ShapeError, StateError
@@ -160,7 +160,7 @@ class SegmentedDecoder:
         cache = BaseCache(((),) * len(self.blocks), [block.kind for block in self.blocks], call)
         device = _embedding(self.base).device
         ids = torch.arange(1, positions.shape[1] + 1, device=device)[None] % self.base.config.vocab_size
-        with torch.no_grad(), _without_dropout(self.base):
+        with torch.no_grad(), evaluating(self.base):
             self.base(
                 input_ids=ids,
                 position_ids=torch.from_numpy(positions).to(device),
@@ -183,7 +183,7 @@ class SegmentedDecoder:
         ids = torch.randint(self.base.config.vocab_size, (2, 6), generator=generator).to(embedding.device)
         mask = np.array([[True] * 6, [False] * 2 + [True] * 4])
         self.prepare()
-        with torch.no_grad(), _without_dropout(self.base):
+        with torch.no_grad(), evaluating(self.base):
             state, found = self.initial_state(2), []
             for half in (slice(0, 3), slice(3, 6)):
                 for call in plan_calls(mask[:, half], 3, state.counts, self.segment_length):
@@ -228,6 +228,13 @@ class SegmentedDecoder:
             if entry and not _keeps(block, entry):
                 shapes = ", ".join(str(list(tensor.shape)) for tensor in entry)
                 raise StateError(f"the memory is of another model: block {index} ({block.kind}) keeps no {shapes}")
+
+    @property
+    def longest_text(self) -> int | None:
+        """Tokens that a block which sees every earlier one was made for; None if there is no such block or number."""
+        if all(reach.limit is not None for reach in self.reaches):
+            return None
+        return getattr(self.base.config, "max_position_embeddings", None)
 
     def check_positions(self, counts: np.ndarray) -> None:
         """Refuse rows of more tokens than a decoder with learned positions has positions.
@@ -286,7 +293,7 @@ class SegmentedDecoder:
             ).logits
         counts = call.starts + call.lengths
         entries, positions = self._carry(state, cache, [sight.keys for sight in sights], counts, keep_pieces)
-        routing = None if state.routing is None else _added(state.routing, cache.routing())
+        routing = None if state.routing is None else joined_statistics(state.routing, cache.routing())
         return logits, DecoderState(tuple(int(count) for count in counts), entries, positions, routing)
 
     def _by_reach(self, state: DecoderState) -> Iterator[tuple[np.ndarray, Reach]]:
@@ -389,7 +396,7 @@ def _keeps(block: Block, entry: tuple[Tensor, ...]) -> bool:
     return len(entry) == 1 if block.kind == "conv" else all(tensor.ndim == 4 for tensor in entry)
 
 
-def _added(before: tuple[RoutingStatistics, ...], now: tuple[RoutingStatistics, ...]) -> tuple[RoutingStatistics, ...]:
+def joined_statistics(before: tuple[RoutingStatistics, ...], now: tuple[RoutingStatistics, ...]) -> tuple[RoutingStatistics, ...]:
     """Return the sums of two stretches of tokens; () stands for no tokens."""
     if not before or not now:
         return before or now
@@ -444,9 +451,10 @@ def _embedding(base: PreTrainedModel) -> Tensor:
 
 
 @contextlib.contextmanager
-def _without_dropout(base: PreTrainedModel) -> Iterator[None]:
-    training = [module for module in base.modules() if module.training]
-    base.eval()
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, so that nothing is drawn at random, and every module back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
         yield
     finally:

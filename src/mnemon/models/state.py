@@ -4,8 +4,10 @@
 tensors between states (`branch`) is safe. `MemoryCacheLayer` lets the state ride through Hugging Face's `generate()`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +17,12 @@ from mnemon.errors import StateError
 from mnemon.layers.associative_memory import Association
 from mnemon.layers.memory_bank import SegmentRead, WriteStatistics
 from mnemon.models.decoder_state import DecoderState
+from mnemon.models.provenance import Origin
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BYTES_PER_ID = 8
 
 
 @dataclass(frozen=True)
@@ -23,14 +31,24 @@ class MemoryState:
 
     Attributes:
         decoder: what the decoder itself carries: keys and values, states of convolutions and of linear memories.
+        pending: token ids of every row that wait until a whole block of them can be read (`memorize`); () for none.
+        origin: the model that made the state.
     """
 
     decoder: DecoderState
+    pending: tuple[tuple[int, ...], ...] = field(default=(), kw_only=True, repr=False)
+    origin: Origin | None = field(default=None, kw_only=True, repr=False)
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Real tokens read so far, one number per row."""
+        """Real tokens the decoder has read so far, one number per row."""
         return self.decoder.counts
+
+    @property
+    def tokens_read(self) -> tuple[int, ...]:
+        """Real tokens of every row, those included that wait for a whole block."""
+        waiting = map(len, self.pending or ((),) * self.batch_size)
+        return tuple(count + more for count, more in zip(self.counts, waiting, strict=True))
 
     @property
     def batch_size(self) -> int:
@@ -60,7 +78,50 @@ class MemoryState:
         Source: what Hugging Face's beam search asks of a cache (`reorder_cache`).
         """
         chosen = self._map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
-        return replace(chosen, decoder=self.decoder.select(rows, rows.tolist()))
+        host_rows = rows.tolist()
+        pending = tuple(self.pending[row] for row in host_rows) if self.pending else ()
+        return replace(chosen, decoder=self.decoder.select(rows, host_rows), pending=pending)
+
+    @staticmethod
+    def stack(states: "Sequence[MemoryState]") -> "MemoryState":
+        """Put memories of the same model side by side, as the rows of one batch.
+
+        Raises:
+            StateError: if they are of different models or devices, or cannot be told apart from a fresh memory.
+        """
+        from mnemon.models.stacking import stack
+
+        return stack(states)
+
+    def save(
+        self, path: str | Path, tokenizer: "PreTrainedTokenizerBase | None" = None, overwrite: bool = False
+    ) -> Path:
+        """Write the memory as one file (`mnemon.models.memory_file`); it appears complete or not at all.
+
+        Args:
+            path: the file, by custom `NAME.memory.safetensors`.
+            tokenizer: what the text was cut into tokens with; its fingerprint goes into the file.
+            overwrite: replace a file that is there.
+
+        Raises:
+            StateError: if the model has changed since, or another tokenizer was used before.
+            ConfigError: if a file is there, and `overwrite` is not given.
+            RunError: if the disk is full or the place is not writable.
+        """
+        from mnemon.models.memory_file import save_memory
+
+        return save_memory(self, path, tokenizer, overwrite)
+
+    @staticmethod
+    def load(path: str | Path, device: torch.device | str = "cpu") -> "MemoryState":
+        """Read a memory from a file; the model it is of is needed only to use it.
+
+        Raises:
+            DataError: if there is no such file, or it is of another kind, cut short, altered or of a newer version.
+        """
+        from mnemon.models.memory_file import load_memory
+
+        return load_memory(path, device)
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors of the state, without what follows from others."""
@@ -70,12 +131,21 @@ class MemoryState:
             found.append(tensor)
             return tensor
 
-        self._map(note)
+        self.without_derived()._map(note)
         return found
 
+    def contiguous(self) -> Self:
+        """Return the state with every tensor in a piece of memory of its own, as if it came from a file."""
+        return self.without_derived()._map(Tensor.contiguous)
+
     def num_bytes(self) -> int:
-        """Return the bytes all tensors of the state take, without what follows from others."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+        """Return the bytes all tensors and waiting ids of the state take, without what follows from others."""
+        waiting = _BYTES_PER_ID * sum(map(len, self.pending))
+        return waiting + sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+    def without_derived(self) -> Self:
+        """Return the state without what follows from its other parts."""
+        return self
 
     def _map(self, function: Any) -> Self:
         return replace(self, decoder=self.decoder.map(function))
@@ -98,9 +168,9 @@ class LM2State(MemoryState):
     statistics: tuple[WriteStatistics, ...]
     projections: tuple[SegmentRead, ...] = field(default=(), repr=False)
 
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors of the state, without what follows from others."""
-        return MemoryState.tensors(replace(self, projections=()))
+    def without_derived(self) -> Self:
+        """Return the state without the projections."""
+        return replace(self, projections=())
 
     def _map(self, function: Any) -> Self:
         return replace(
