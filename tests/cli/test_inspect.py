@@ -1,6 +1,7 @@
 """`mnemon inspect` writes a page from a model or a trace, and refuses nonsense in one line before it reads anything."""
 
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -152,11 +153,43 @@ def test_every_family_of_memories_is_recorded(models: dict[str, str], story: Pat
     assert output.read_bytes() == page(trace)
 
 
+def test_what_a_memory_file_holds_is_asked(
+    models: dict[str, str], story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory, saved = tmp_path / "story.memory.safetensors", tmp_path / "a.trace.safetensors"
+    assert main(["memorize", models["rmt"], str(story), "-o", str(memory)]) == 0
+    words = ["--memory", str(memory), "--prompt", "Mary took", "-o", str(tmp_path / "report.html")]
+    assert main(["inspect", models["rmt"], *words, "--save-trace", str(saved)]) == 0
+    trace = load_trace(saved)
+    assert (trace.source.kind, trace.source.name, trace.source.question) == ("memory", memory.name, "Mary took")
+    assert trace.token_memory is not None
+    capsys.readouterr()
+    assert main(["inspect", models["mom"], *words, "--overwrite"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "story.memory.safetensors" in line
+
+
+def test_an_explainer_that_does_not_answer_costs_its_words_only(
+    models: dict[str, str], story: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openai")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: whoever connects is refused
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        output, saved = tmp_path / "report.html", tmp_path / "a.trace.safetensors"
+        words = ["inspect", models["mom"], "--text", str(story), "-o", str(output), "--save-trace", str(saved)]
+        assert main([*words, "--explain", "1", "--explainer", endpoint, "--explainer-model", "any"]) == 0
+    (explanation,) = load_trace(saved).explanations
+    assert explanation.text is None
+    assert explanation.note
+    assert output.exists()
+
+
 def test_a_model_without_a_memory_is_refused(
     models: dict[str, str], story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", models["plain"], "--text", str(story), "-o", str(tmp_path / "report.html")]) == 2
-    assert "has no memory to look into" in capsys.readouterr().err
+    assert "has no memory; choose an LM2, MoM or RMT model" in capsys.readouterr().err
 
 
 def test_a_text_file_is_read_in_its_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

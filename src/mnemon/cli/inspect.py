@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mnemon.cli.display import silence_libraries
-from mnemon.cli.options import JsonOption
+from mnemon.cli.memory import MemoryOption, as_memory_model, read_memory
+from mnemon.cli.options import DeviceOption, JsonOption, pick_device
 from mnemon.errors import ConfigError
 from mnemon.files import read_text
 
 if TYPE_CHECKING:
     from mnemon.inspection.explain.explainer import Explainer
     from mnemon.inspection.sources import Reader
-    from mnemon.inspection.trace import Explanation, Trace
+    from mnemon.inspection.trace import Trace
+
+    Source = Callable[[Any, Any], Reader]
+    """From a model and its tokenizer to what is read."""
 
 
 def inspect(
@@ -34,7 +38,7 @@ def inspect(
     babilong: Annotated[
         str | None, typer.Option(metavar="TASK:LENGTH:SEED", help="Read a BABILong sample, such as qa1:4k:0.")
     ] = None,
-    memory: Annotated[Path | None, typer.Option(help="Start from this memory file; needs --prompt.")] = None,
+    memory: MemoryOption = None,
     prompt: Annotated[str | None, typer.Option(help="With --memory: what is read after it.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Show this trace, which --save-trace wrote; without MODEL.")
@@ -51,6 +55,7 @@ def inspect(
     ] = None,
     explainer_model: Annotated[str | None, typer.Option(help="With an endpoint: the model to ask there.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Look into a memory: what is written, what is read, and what it is good for, as one HTML page.
@@ -66,10 +71,7 @@ def inspect(
     from mnemon.inspection.trace import save_trace as write_trace
 
     _check(model, {"--text": text, "--babilong": babilong, "--memory": memory, "--trace": trace}, prompt)
-    if explainer_model is not None and explainer is None:
-        raise ConfigError("--explainer-model says which model to ask at an endpoint; add --explainer http://...")
-    if explainer is not None and not explain:
-        raise ConfigError("--explainer says who explains; add --explain N, how many units")
+    _check_explainer(explain, explainer, explainer_model)
     for path in (output, save_trace):
         if path is not None and path.exists() and not overwrite:  # before anything is read
             raise ConfigError(f"{path}: exists already; use --overwrite or another name")
@@ -79,8 +81,9 @@ def inspect(
         shown = load_trace(trace)
     else:
         assert model is not None
-        asked = None if not explain else (explain, explainer, explainer_model)
-        shown = _record(model, text, encoding, babilong, memory, prompt, asked, show_progress=not json_output)
+        source = _source(text, encoding, babilong, memory, prompt)
+        who = _explainer(explainer, explainer_model, device) if explain else None
+        shown = _record(model, source, device, who, explain, show_progress=not json_output)
     if save_trace is not None:
         write_trace(save_trace, shown, overwrite)
     write_page(shown, output, overwrite)
@@ -103,66 +106,59 @@ def _check(model: str | None, sources: dict[str, Any], prompt: str | None) -> No
         raise ConfigError(problem)
 
 
+def _check_explainer(explain: int, explainer: str | None, explainer_model: str | None) -> None:
+    """Refuse an explainer that has nothing to explain."""
+    if explainer_model is not None and explainer is None:
+        raise ConfigError("--explainer-model says which model to ask at an endpoint; add --explainer http://...")
+    if explainer is not None and not explain:
+        raise ConfigError("--explainer says who explains; add --explain N, how many units")
+
+
+def _source(
+    text: Path | None, encoding: str, babilong: str | None, memory: Path | None, prompt: str | None
+) -> "Source":
+    """Return what tells, once there is a model, what it is to read; a text is read from its file at once."""
+    from mnemon.inspection.sources import babilong_source, memory_source, text_source
+
+    if text is not None:
+        name, contents = text.name, read_text(text, encoding)
+        return lambda _, tokenizer: text_source(contents, name, tokenizer)
+    if babilong is not None:
+        return lambda _, tokenizer: babilong_source(babilong, tokenizer)
+    assert memory is not None
+    assert prompt is not None
+    return lambda model, tokenizer: memory_source(read_memory(memory, model, tokenizer), memory.name, prompt, tokenizer)
+
+
+def _explainer(name: str | None, model: str | None, device: str) -> "Explainer":
+    """Return who explains; what is wrong with that is said before anything is read."""
+    from mnemon.inspection.explain.choose import BUILT_IN, explainer_from_option
+
+    return explainer_from_option(name or BUILT_IN, model, pick_device(device))
+
+
 def _record(
-    name: str,
-    text: Path | None,
-    encoding: str,
-    babilong: str | None,
-    memory: Path | None,
-    prompt: str | None,
-    asked: "tuple[int, str | None, str | None] | None",
-    show_progress: bool,
+    name: str, source: "Source", device: str, explainer: "Explainer | None", explain: int, show_progress: bool
 ) -> "Trace":
     """Let a model read, and return what was recorded, with the explanations that were asked for."""
-    explainer: Explainer | None = None
-    if asked is not None:
-        from mnemon.inspection.explain.choose import BUILT_IN, explainer_from_option
-
-        explainer = explainer_from_option(asked[1] or BUILT_IN, asked[2])  # first, since it can be refused
     from mnemon.inspection.record import record
     from mnemon.models.loading import load_model, resolve
 
-    contents = None if text is None else read_text(text, encoding)
     silence_libraries(keep_bars=not Path(resolve(name)).is_dir())  # only a download is worth a bar
-    model, tokenizer = load_model(name)
-    reader = _reader(tokenizer, text, contents, babilong, memory, prompt)
+    loaded, tokenizer = load_model(name, device=pick_device(device))
+    model = as_memory_model(loaded, name)
+    reader = source(model, tokenizer)
     with _bar(show_progress, "tokens") as progress:
         trace = record(model, tokenizer, **vars(reader), name=Path(name).name, progress=progress)
-    if asked is None or explainer is None:
+    if explainer is None:
         return trace
-    return replace(trace, explanations=_explain(model, tokenizer, reader, explainer, asked[0], show_progress))
-
-
-def _reader(
-    tokenizer: Any,
-    text: Path | None,
-    contents: str | None,
-    babilong: str | None,
-    memory: Path | None,
-    prompt: str | None,
-) -> "Reader":
-    """Return what is to be read."""
-    from mnemon.inspection.sources import babilong_source, memory_source, text_source
-
-    if babilong is not None:
-        return babilong_source(babilong, tokenizer)
-    if memory is not None:
-        from mnemon.models.state import MemoryState
-
-        return memory_source(MemoryState.load(memory), memory.name, prompt or "", tokenizer)
-    assert text is not None
-    assert contents is not None
-    return text_source(contents, text.name, tokenizer)
-
-
-def _explain(
-    model: Any, tokenizer: Any, reader: "Reader", explainer: "Explainer", count: int, show_progress: bool
-) -> "tuple[Explanation, ...]":
-    """Return explanations of the units that vary most."""
     from mnemon.inspection.explain.record import explain_memory
 
     with _bar(show_progress, "units explained") as progress:
-        return explain_memory(model, tokenizer, reader.ids, explainer, count, state=reader.state, progress=progress)
+        explanations = explain_memory(
+            model, tokenizer, reader.ids, explainer, explain, state=reader.state, progress=progress
+        )
+    return replace(trace, explanations=explanations)
 
 
 @contextmanager
