@@ -185,6 +185,15 @@ def test_an_explainer_that_does_not_answer_costs_its_words_only(
     assert output.exists()
 
 
+def test_a_memory_without_units_is_not_explained(
+    models: dict[str, str], story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["inspect", models["rmt"], "--text", str(story), "-o", str(tmp_path / "report.html"), "--explain", "1"]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has no units to explain" in line
+
+
 def test_a_model_without_a_memory_is_refused(
     models: dict[str, str], story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,13 +147,15 @@ def _record(
     silence_libraries(keep_bars=not Path(resolve(name)).is_dir())  # only a download is worth a bar
     loaded, tokenizer = load_model(name, device=pick_device(device))
     model = as_memory_model(loaded, name)
+    if explainer is not None:
+        from mnemon.inspection.explain.record import explain_memory, units_of
+
+        units_of(model)  # refuses a model that has none before the text is read
     reader = source(model, tokenizer)
     with _bar(show_progress, "tokens") as progress:
         trace = record(model, tokenizer, **vars(reader), name=Path(name).name, progress=progress)
     if explainer is None:
         return trace
-    from mnemon.inspection.explain.record import explain_memory
-
     with _bar(show_progress, "units explained") as progress:
         explanations = explain_memory(
             model, tokenizer, reader.ids, explainer, explain, state=reader.state, progress=progress

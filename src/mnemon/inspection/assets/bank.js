@@ -32,7 +32,7 @@ function makeBankSection() {
       value: (row, slot) => bank()[name].at(views[state.view].first + row, slot),
       range: () => [0, largest() || 1],
       mostRows: longestView,
-      rowLabel: (row) => visible(trace.text.pieces[views[state.view].first + row]).trim(),
+      rowLabel: (row) => labelled(trace.text.pieces[views[state.view].first + row]),
       columnLabel: (slot) => String(bank().slots[slot]),
       weight: (row) => strongest(bank()[name], views[state.view].first + row),
       marked: () => state.slot,

@@ -24,8 +24,8 @@ class HeatMap extends Figure {
     const [rows, columns] = this.size();
     const [low, high] = this.rowHeight;
     this.row = Math.max(low, Math.min(high, Math.floor(this.tall / this.mostRows)));
-    this.left = Math.round(Math.min(150, Math.max(58, width * 0.3)));
-    if (this.fitted && rows) this.left = Math.min(this.left, 10 + this.widestLabel(rows));
+    const room = Math.round(Math.min(150, Math.max(58, width * (this.fitted ? 0.45 : 0.3))));
+    this.left = this.fitted && rows ? Math.min(room, 10 + this.widestLabel(rows)) : room;
     const free = (width - this.left - 2) / Math.max(1, columns);
     // Whole device pixels where cells are large enough for the loss not to show.
     this.column = Math.min(this.widest, free > 5 ? Math.floor(free * devicePixelRatio) / devicePixelRatio : free);

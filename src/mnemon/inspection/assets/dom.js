@@ -60,7 +60,7 @@ function makeBar(value, [lowest, highest]) {
   const [low, high] = [Math.min(0, lowest), Math.max(0, highest)];
   const shown = Math.max(low, Math.min(high, value));
   const part = (length) => `${(length / (high - low || 1)) * 100}%`;
-  const fill = make("i", { class: value < 0 ? "against" : null });
+  const fill = make("i", { class: value < 0 ? "against" : null, hidden: !value });
   fill.style.marginInlineStart = part(Math.min(shown, 0) - low);
   fill.style.width = part(Math.abs(shown));
   return make("span", { class: "meter", "aria-hidden": "true" }, fill);
@@ -68,7 +68,7 @@ function makeBar(value, [lowest, highest]) {
 
 /** Return words with a number each, such as logits. */
 function makeWords(words) {
-  const chip = ([word, number]) => make("span", {}, make("b", {}, visible(word).trim() || visible(word)), " ", number);
+  const chip = ([word, number]) => make("span", {}, make("b", {}, labelled(word)), " ", number);
   return words.length ? make("span", { class: "words" }, ...words.map(chip)) : "–";
 }
 
@@ -118,7 +118,12 @@ function visible(text) {
     .replace(/\t/g, "⇥")
     .replace(/\p{Cs}/gu, "\ufffd")
     .replace(CONTROLS, (character) => String.fromCharCode(0x2400 + (character.charCodeAt(0) & 0x3f)));
-  return shown === "" ? "∅" : /^ +$/.test(shown) ? shown.replace(/ /g, "␣") : shown;
+  return shown === "" ? "∅" : shown;
+}
+
+/** Return a text as a label, without the blanks around it. */
+function labelled(text) {
+  return visible(text).trim() || "␣";
 }
 
 /** Return a text in quotation marks, cut in the middle where it is long. */

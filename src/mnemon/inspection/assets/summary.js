@@ -29,7 +29,9 @@ function makeHeader() {
   const kinds = { text: "file", babilong: "BABILong sample", memory: "memory file" };
   const tokens = `${formatCount(numTokens)} tokens in ${formatCount(numSegments)} segment${numSegments === 1 ? "" : "s"}`;
   const columns = numColumns < numTokens ? `, shown in ${formatCount(numColumns)} pieces` : "";
-  const incomplete = text.complete ? "" : "; the last segment is incomplete, so the memory was not updated after it";
+  // Linear memories are updated by every token; a segment then is but a stretch of the recording.
+  const bySegment = trace.bank.length > 0 || trace.token_memory !== null;
+  const incomplete = text.complete || !bySegment ? "" : "; the last segment is incomplete";
   const facts = [
     ["Model", `${trace.model} (${FAMILIES[trace.family] ?? trace.family}), fingerprint ${trace.fingerprint.slice(0, 12)}`],
     ["Read", `${source.name} (${kinds[source.kind] ?? source.kind}): ${tokens}${columns}${incomplete}`],

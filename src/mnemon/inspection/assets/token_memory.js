@@ -71,7 +71,7 @@ function makeTokenMemorySection() {
       value: (row, unit) => memory.read.at(views[state.view].first + row, unit),
       range: () => [0, largest || 1],
       mostRows: longestView,
-      rowLabel: (row) => visible(trace.text.pieces[views[state.view].first + row]).trim(),
+      rowLabel: (row) => labelled(trace.text.pieces[views[state.view].first + row]),
       columnLabel: short,
       weight: (row) => strongest(memory.read, views[state.view].first + row),
       marked: () => state.unit,
