@@ -79,10 +79,8 @@ function makeBarOfPlace(sections) {
   };
   const button = (id, text, label, act) => make("button", { type: "button", id, class: "plain", "aria-label": label, onclick: act }, text);
   const play = button("play", "▶", "Play", () => (timer === null ? start() : stop()));
-  const back = button("back", "◀", "Segment before", () => step(-1));
-  const next = button("next", "▶▎", "Next segment", () => step(1));
-  back.textContent = "‹";
-  next.textContent = "›";
+  const back = button("back", "‹", "Segment before", () => step(-1));
+  const next = button("next", "›", "Next segment", () => step(1));
   fill(
     document.getElementById("bar"),
     make("nav", { "aria-label": "Parts of the page" }, ...sections.map(({ id, firstChild }) => make("a", { href: `#${id}` }, firstChild.textContent))),
