@@ -21,10 +21,10 @@ from mnemon.inspection.record import column_texts, record
 from mnemon.inspection.record_mixture import mixture_parts
 from mnemon.inspection.sources import babilong_source, memory_source, sample_source, text_source
 from mnemon.inspection.trace import Source, Trace, load_trace, save_trace
-from mnemon.models.base_model import fingerprint
 from mnemon.models.loading import load_model
 from mnemon.models.memory_model import MemoryModel
-from mnemon.models.state import MemoryCache
+from mnemon.models.provenance import model_fingerprint
+from mnemon.models.state import MemoryCache, MemoryState
 
 TEXT = Source("text", "made up")
 LENGTH = 3 * SEGMENT + 4
@@ -101,7 +101,7 @@ def test_a_trace_says_what_was_read_and_comes_back_from_its_file(tmp_path: Path)
     ids = tokens(1, LENGTH)[0]
     trace = recorded("lm2-depth", ids, target=[7, 8], question_start=LENGTH - 6, name="tiny")
     assert (trace.model, trace.family, trace.source) == ("tiny", "lm2", TEXT)
-    assert trace.fingerprint == fingerprint(model_of("lm2-depth"))
+    assert trace.fingerprint == model_fingerprint(model_of("lm2-depth"))
     assert trace.text.num_tokens == LENGTH + 2
     assert "".join(trace.text.pieces).split() == [f"w{index}" for index in [*ids.tolist(), 7, 8]]
     assert trace.text.segments.tolist() == [0, 7, 14, 21, 27]
@@ -224,6 +224,24 @@ def test_a_prompt_is_read_after_what_a_memory_holds_and_the_models_own_answer_me
     assert trace.bank[0].word_segments[0] == -1
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_that_wait_in_a_memory_file_are_read_first_and_shown(name: str, tmp_path: Path) -> None:
+    model, ids = model_of(name), tokens(1, 3 * SEGMENT)[0]
+    path = model.memorize(ids[None, :-4]).save(tmp_path / "a.memory.safetensors")
+    state = MemoryState.load(path)
+    waiting = len(state.pending[0])
+    read = memory_source(state, "a", " ".join(f"w{index}" for index in ids[-4:].tolist()), word_tokenizer())
+    trace = record(model, word_tokenizer(), **vars(read))
+    assert waiting == (17 if name == "mom" else SEGMENT - 4)
+    shown = "".join(trace.text.pieces).split()[: waiting + 4]
+    assert shown == [f"w{index}" for index in ids[-waiting - 4 :].tolist()]
+    assert any(f"the first {waiting} tokens are the memory's" in note for note in trace.notes)
+    with torch.no_grad():
+        logits = model(input_ids=ids[None]).logits[0].log_softmax(dim=-1)
+    expected = logits[-waiting - 4 : -1].gather(1, ids[-waiting - 3 :, None])[:, 0]
+    np.testing.assert_allclose(trace.predictions.with_memory[1 : waiting + 4], expected.numpy(), atol=1e-5)
+
+
 def test_an_answer_ends_where_the_model_ends_it() -> None:
     model, ids = model_of("rmt"), tokens(1, 5)[0].tolist()
     free = greedy_answer(model, ids, None, None, 6)
@@ -242,6 +260,7 @@ def test_what_cannot_be_recorded_is_refused_in_one_line() -> None:
         (ConfigError, lambda: record(window, tokenizer, ids, TEXT)),
         (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [], TEXT)),
         (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [3, 50], TEXT)),
+        (ShapeError, lambda: record(model_of("lm2-depth"), tokenizer, [3] * 513, TEXT)),
         (StateError, lambda: record(model_of("lm2-depth"), tokenizer, ids, TEXT, state=two_rows)),
         (StateError, lambda: record(model_of("lm2-depth"), tokenizer, ids, TEXT, state=rmt(llama_config())
                                     .initial_state(1))),

@@ -21,9 +21,8 @@ model without the part "all".
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard, cast
 
 import numpy as np
@@ -32,17 +31,18 @@ from transformers import PreTrainedTokenizerBase
 
 from mnemon.errors import ConfigError, ShapeError
 from mnemon.inspection.emptied import memory_mixers
-from mnemon.inspection.knock_out import Part, Tail, bank_parts, knock_out
+from mnemon.inspection.knock_out import Tail, bank_parts, knock_out
 from mnemon.inspection.predictions import NextTokens, greedy_answer
 from mnemon.inspection.reading import Reading, Recorder, plan_reading, read_segments, segment_length
 from mnemon.inspection.record_bank import BankRecorder, most_read_slots
 from mnemon.inspection.record_mixture import MixtureRecorder, mixture_parts
 from mnemon.inspection.record_token_memory import TokenMemoryRecorder, token_memory_parts
 from mnemon.inspection.trace import KnockOuts, Predictions, ReadText, Source, Trace
-from mnemon.models.base_model import fingerprint
 from mnemon.models.memory_model import MemoryModel
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
 from mnemon.models.modeling_rmt import RMTForCausalLM
+from mnemon.models.provenance import model_fingerprint
+from mnemon.models.segmented_decoder import evaluating
 from mnemon.models.state import LM2State, MemoryCache, MemoryState
 
 MAX_COLUMNS = 4000
@@ -91,7 +91,8 @@ def record(
             model's own answer is, else the last words of the text are what is measured.
         question_start: number of the question's first token; the causal check then reads from there, or from the
             beginning of its segment if the model has segments. None = from the segment in which the target begins.
-        state: what the model has read before, with one row; None = nothing.
+        state: what the model has read before, with one row; None = nothing. Tokens that wait in it (see `memorize`)
+            are read first, and shown.
         name: name of the model in the trace; None = where it was loaded from.
         max_columns: columns of the trace at most, unless there are more segments.
         max_slots: slots to show at most, per block.
@@ -103,39 +104,47 @@ def record(
 
     Raises:
         ConfigError: for a model without a memory.
-        ShapeError: for a text without a token.
-        StateError: for a state of another model.
+        ShapeError: for a text without a token, or of more than the decoder has positions for.
+        StateError: for a state of another model, or of several rows.
     """
     if not isinstance(model, MemoryModel) or not (has_banks(model) or memory_mixers(model) or _is_rmt(model)):
         raise ConfigError(f"{type(model).__name__} has no memory to look into; expected an LM2, MoM or RMT model")
-    with _evaluating(model):
-        _check(model, ids, state)
+    if not len(ids):
+        raise ShapeError("there is nothing to read: expected at least one token")
+    with evaluating(model):
+        waiting: tuple[int, ...] = ()
+        if state is not None:
+            state, waiting = _settled(model, state)
+            ids = [*waiting, *ids]
+            question_start = None if question_start is None else len(waiting) + question_start
         answers_itself = target is None and source.kind == "memory"
         if answers_itself:
             target = greedy_answer(model, ids, state, tokenizer.eos_token_id, _LONGEST_ANSWER)
         text, num_target = [*ids, *(target or ())], len(target) if target else min(_LAST_WORDS, len(ids) - 1)
         columns, slots = _sizes(model, len(text), max_columns, max_slots)
         reading = plan_reading(model, text, columns, state)
+        _check_length(model, state, len(text))
         recorders = _recorders(model, tokenizer, reading, state, slots, asked=len(ids) - 1)
         tail_segment = _segment_of_tail(reading, num_target, question_start)
         predictions, before_tail = _read(model, tokenizer, reading, recorders.all(), state, tail_segment, progress)
-        knock_outs, notes = None, _notes(model, reading)
+        notes = _notes(model, reading)
+        knock_outs = None
         if num_target:
-            first = reading.segment(tail_segment).tokens.start
+            first, before = reading.segment(tail_segment).tokens.start, before_tail
             if question_start is not None and not _knocks_itself_out(model):  # which has segments of our making only
-                first, before_tail = _read_up_to(model, reading, first, question_start, num_target, before_tail)
-            tail = Tail(reading.ids[first:], num_target, before_tail)
-            parts, left_out = _parts(model, tail, max_knock_outs)
-            words = str(tokenizer.decode(tail.ids[-num_target:].tolist())).strip()
-            knock_outs = KnockOuts(words, *knock_out(model, tail, parts))
+                first, before = _read_up_to(model, reading, first, question_start, num_target, before)
+            tail = Tail(reading.ids[first:], num_target, before)
+            knock_outs, left_out = _knock_outs(model, tokenizer, tail, max_knock_outs)
             notes += [f"parts were knocked out while the last {len(tail.ids)} tokens were read", *left_out]
+        if waiting:
+            notes.append(f"the first {len(waiting)} tokens are the memory's: they waited in it to be read")
         if answers_itself and target:
             notes.append("the answer at the end is the model's own: its likeliest words, one after the other")
         found = recorders.found()  # may add notes
     return Trace(
         model=name or model.config._name_or_path or type(model).__name__,
         family=model.config.model_type,
-        fingerprint=fingerprint(model),
+        fingerprint=model_fingerprint(model),
         source=source,
         text=ReadText(column_texts(reading, tokenizer), reading.starts, reading.segments, reading.complete),
         predictions=predictions,
@@ -216,12 +225,15 @@ def _recorders(
     return _Recorders(bank, mixture, tokens)
 
 
-def _parts(model: MemoryModel, tail: Tail, most_slots: int) -> tuple[list[Part], list[str]]:
-    """Return everything that can be knocked out, and notes on what was left out."""
+def _knock_outs(
+    model: MemoryModel, tokenizer: PreTrainedTokenizerBase, tail: Tail, most_slots: int
+) -> tuple[KnockOuts, list[str]]:
+    """Knock out everything that can be, one part at a time; with notes on what was left out."""
     parts, notes = bank_parts(model, tail, most_slots) if has_banks(model) else ([], [])
     parts += mixture_parts(model) if memory_mixers(model) else []
     parts += token_memory_parts(model) if _is_rmt(model) else []
-    return parts, notes
+    words = str(tokenizer.decode(tail.ids[-tail.num_target :].tolist())).strip()
+    return KnockOuts(words, *knock_out(model, tail, parts)), notes
 
 
 def _is_rmt(model: MemoryModel) -> TypeGuard[RMTForCausalLM]:
@@ -318,21 +330,21 @@ def _notes(model: MemoryModel, reading: Reading) -> list[str]:
     return notes
 
 
-@torch.no_grad()
-def _check(model: MemoryModel, ids: Sequence[int], state: MemoryState | None) -> None:
-    """Read one token, so that the model refuses a state that is not its own before anything else is done with it."""
-    if not len(ids):
-        raise ShapeError("there is nothing to read: expected at least one token")
-    first = torch.tensor([list(ids[:1])], device=model.device)
-    model(input_ids=first, past_key_values=MemoryCache(None if state is None else state.branch()))
+def _settled(model: MemoryModel, state: MemoryState) -> tuple[MemoryState, tuple[int, ...]]:
+    """Return a state, of this model and on its device, that nothing waits in, and the tokens that did.
+
+    Raises:
+        StateError: if the state is of another model, or of several rows.
+    """
+    own: MemoryState = model.adopt(state.to(model.device), 1, weights=True)
+    return replace(own, pending=()), own.pending[0] if own.pending else ()
 
 
-@contextmanager
-def _evaluating(model: MemoryModel) -> Iterator[None]:
-    """Put a model into evaluation mode, and back."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+def _check_length(model: MemoryModel, state: MemoryState | None, num_tokens: int) -> None:
+    """Refuse a text that full attention was not made for."""
+    total = num_tokens + (0 if state is None else state.counts[0])
+    if model.longest_text is not None and total > model.longest_text:
+        raise ShapeError(
+            f"{total:,} tokens are more than the {model.longest_text:,} positions of {model.config.model_type}, whose "
+            "attention sees all of them; read a shorter text, or give the model an attention_span"
+        )

@@ -297,7 +297,7 @@ class Trace:
     Attributes:
         model: name of the model.
         family: "lm2", "mom" or "rmt".
-        fingerprint: which model it is (`mnemon.models.base_model.fingerprint`).
+        fingerprint: which model it is (`mnemon.models.provenance.model_fingerprint`).
         source: what was read.
         text: the text in columns.
         predictions: with and without the memory.
