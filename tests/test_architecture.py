@@ -132,6 +132,7 @@ def modules_after(statement: str) -> set[str]:
         "from mnemon.cli.app import main; main(['bench', 'lm2', '--help'])",
         "from mnemon.cli.app import main; main(['bench', 'ops', '--help'])",
         "from mnemon.cli.app import main; main(['convert', '--help'])",
+        "from mnemon.cli.app import main; main(['inspect', '--help'])",
         "from mnemon.cli.app import main; main(['reproduce', '--help'])",
         "from mnemon.cli.app import main; main(['compare', '--help'])",
         "from mnemon.cli.app import main; main(['memorize', '--help'])",
