@@ -100,6 +100,7 @@ COMMANDS = [
     "compare",
     "eval",
     "generate",
+    "inspect",
     "memorize",
     "reproduce",
     "rules",
