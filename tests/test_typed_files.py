@@ -49,7 +49,7 @@ FORMAT = FileFormat("mnemon test", version=2, migrations={1: lambda content, arr
 
 
 def arrays() -> Arrays:
-    part = Part("été \u2603\x01\x7f\u2028 \"\\\n/", np.arange(6, dtype=np.int16).reshape(2, 3), 0.25)
+    part = Part('été \u2603\x01\x7f\u2028 "\\\n/', np.arange(6, dtype=np.int16).reshape(2, 3), 0.25)
     return Arrays(
         "title", (part, Part("empty", np.zeros((0, 3), np.float16))), {"a.b": np.array([True, False])}, (3, 4)
     )
