@@ -132,8 +132,11 @@ def modules_after(statement: str) -> set[str]:
         "from mnemon.cli.app import main; main(['bench', 'lm2', '--help'])",
         "from mnemon.cli.app import main; main(['bench', 'ops', '--help'])",
         "from mnemon.cli.app import main; main(['convert', '--help'])",
+        "from mnemon.cli.app import main; main(['inspect', '--help'])",
         "from mnemon.cli.app import main; main(['reproduce', '--help'])",
         "from mnemon.cli.app import main; main(['compare', '--help'])",
+        "from mnemon.cli.app import main; main(['memorize', '--help'])",
+        "from mnemon.cli.app import main; main(['chat', '--help'])",
     ],
 )
 def test_importing_and_asking_for_help_are_light(statement: str) -> None:

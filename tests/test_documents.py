@@ -139,9 +139,12 @@ def test_every_key_of_a_recipe_is_documented() -> None:
 
 
 COMMANDS = [
+    "chat",
     "compare",
     "eval",
     "generate",
+    "inspect",
+    "memorize",
     "reproduce",
     "rules",
     "train",

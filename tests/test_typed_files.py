@@ -49,7 +49,7 @@ FORMAT = FileFormat("mnemon test", version=2, migrations={1: lambda content, arr
 
 
 def arrays() -> Arrays:
-    part = Part("été \u2603", np.arange(6, dtype=np.int16).reshape(2, 3), 0.25)
+    part = Part('été \u2603\x01\x7f\u2028 "\\\n/', np.arange(6, dtype=np.int16).reshape(2, 3), 0.25)
     return Arrays(
         "title", (part, Part("empty", np.zeros((0, 3), np.float16))), {"a.b": np.array([True, False])}, (3, 4)
     )
@@ -90,6 +90,11 @@ def test_tensors_of_every_kind_come_back_bit_for_bit(tmp_path: Path, dtype: torc
         assert theirs.dtype == dtype
         assert torch.equal(mine, theirs)
     assert isinstance(back.positions, np.ndarray)
+
+
+def test_equal_values_make_equal_files(tmp_path: Path) -> None:
+    files = {write(tmp_path / f"{number}.safetensors").read_bytes() for number in range(20)}
+    assert len(files) == 1
 
 
 def test_reading_arrays_needs_no_torch(tmp_path: Path) -> None:

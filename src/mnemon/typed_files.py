@@ -87,6 +87,7 @@ def write_typed(path: str | Path, value: Any, file_format: FileFormat, overwrite
     with atomic_file(path) as temporary:
         try:
             _save(arrays, temporary, header | {_SEAL: _seal(header)})
+            _sort_header(temporary)
         except SafetensorError as error:  # the library's word for a full disk, too
             raise RunError(f"{path}: cannot be written ({error}); free some space or choose another place") from error
     return Path(path)
@@ -242,6 +243,18 @@ def _save(arrays: dict[str, Any], path: Path, header: dict[str, str]) -> None:
 
     rows = {name: torch.as_tensor(array).detach().cpu() for name, array in arrays.items()}
     save_tensors({name: row.clone(memory_format=torch.contiguous_format) for name, row in rows.items()}, path, header)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the header's entries in order: the library leaves the order to chance, and equal values make equal files."""
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(ordered) <= length, "the same entries in another order take the same room"
+        file.seek(8)
+        file.write(ordered.ljust(length))
 
 
 def _data(array: Any) -> Any:

@@ -192,6 +192,7 @@ def test_every_refusal_is_one_line_and_leaves_no_file(models, texts, run, refuse
     assert "name a file with -o" in refuses(lm2, text)
     assert "exists already; use --overwrite" in refuses(lm2, text, "-o", memory)
     assert "is a folder" in refuses(lm2, text, "-o", tmp_path)
+    assert "cannot be written" in refuses(lm2, text, "-o", Path(text) / "below" / "a.memory.safetensors")
     assert "no such file" in refuses(lm2, tmp_path / "none", "-o", target)
     assert "is empty" in refuses(lm2, tmp_path / "empty", "-o", target)
     assert "line 1, byte 0: 0x89 is not UTF-8" in refuses(lm2, tmp_path / "binary", "-o", target)
@@ -217,6 +218,7 @@ def test_a_memory_that_does_not_fit_is_one_line_everywhere(models, texts, run, r
     two = MemoryState.load(memory)
     two.select(torch.tensor([0, 0])).save(tmp_path / "two")
     for command in (("generate", "--prompt", "a"), ("chat",)):
+
         def refuses(model: str, path: Path, command: tuple[str, ...] = command) -> str:
             return refused(command[0], models[model], *command[1:], "--memory", path)
 

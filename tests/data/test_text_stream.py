@@ -21,7 +21,10 @@ def read(path: Path, encoding: str = "utf-8", size: int = 7) -> str:
     return "".join(TextSource(path, encoding).pieces(size))
 
 
-@given(text=st.text().filter(lambda text: text.strip() and "\0" not in text and text[0] != "\ufeff"), size=st.integers(1, 9))
+@given(
+    text=st.text().filter(lambda text: text.strip() and "\0" not in text and text[0] != "\ufeff"),
+    size=st.integers(1, 9),
+)
 def test_pieces_of_any_size_make_the_text_that_reading_at_once_makes(text, size, tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(text.encode("utf-8", "ignore"))

@@ -17,9 +17,13 @@ from mnemon.errors import ConfigError
 PROSE = (
     "It was the best of times, it was the worst of times; Mary's café — naïve, isn't it? — cost 12,345.67 francs.\n"
     "  def f(x):\n        return x  # four   blanks\n\n\n\tЖили-были старик со старухой у самого синего моря.\n"
-    "天地玄黃宇宙洪荒 日月盈昃 \U0001f600\U0001f469\u200d\U0001f680 e\u0301a\u030a ﬁne <eos> don't stop-ping 1234567890 ÀÉÎ\n"
+    "天地玄黃宇宙洪荒 日月盈昃 \U0001f600\U0001f469\u200d\U0001f680 e\u0301a\u030a"
+    " ﬁne <eos> don't stop-ping 1234567890 ÀÉÎ\n"
 )
-GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def bpe(pre_tokenizer: object = None, normalizer: object = None, **options: object) -> Tokenizer:

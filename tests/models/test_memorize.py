@@ -134,6 +134,17 @@ def test_generation_reads_what_waits_and_repeats(name):
     assert digest(state) == before
 
 
+def test_what_waits_can_be_read_alone():
+    model, ids = lm2(llama_config(), attention_span=9), tokens(2, LONG)
+    state = model.read_pending(model.memorize(ids))
+    assert state.pending == ()
+    assert state.counts == state.tokens_read == (LONG, LONG)
+    with torch.no_grad():
+        expected = model(ids, use_cache=True).past_key_values.state
+    assert torch.allclose(state.bank, expected.bank, atol=1e-9)
+    assert model.read_pending(state) is state
+
+
 def test_beams_and_several_answers_each_go_on_from_the_memory():
     model, ids = lm2(llama_config(), attention_span=9), tokens(2, LONG + 3)
     state = model.memorize(ids[:, :LONG])

@@ -257,5 +257,3 @@ def test_the_fingerprint_of_a_tokenizer_is_that_of_what_it_makes_of_texts(tmp_pa
     assert tokenizer_fingerprint(PreTrainedTokenizerFast.from_pretrained(tmp_path)) == before
     tokenizer.add_tokens(["garden party"])
     assert tokenizer_fingerprint(tokenizer) != before
-
-

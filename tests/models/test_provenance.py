@@ -160,7 +160,7 @@ def test_equal_weights_in_another_object_are_the_same_model(name, tmp_path):
         assert model_fingerprint(twin) == model_fingerprint(model)
         assert torch.equal(twin.generate(IDS, memory=state, **GENERATION), expected)
         again = forward(twin, state)
-        assert again.origin.is_of(twin)
+        assert again.origin.model is twin
 
 
 def test_a_memory_on_a_pretrained_base_is_one_model_however_it_is_loaded(tmp_path):

@@ -23,6 +23,7 @@ from mnemon.cli.data import data_app
 from mnemon.cli.demo import demo
 from mnemon.cli.eval import evaluate
 from mnemon.cli.generate import generate
+from mnemon.cli.inspect import inspect
 from mnemon.cli.memorize import memorize
 from mnemon.cli.reproduce import reproduce
 from mnemon.cli.rules import rules
@@ -46,6 +47,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("generate")(generate)
+app.command("inspect")(inspect)
 app.command("memorize")(memorize)
 app.command("chat")(chat)
 app.command("convert")(convert)

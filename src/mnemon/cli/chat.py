@@ -136,7 +136,7 @@ class Conversation:
         return added.removeprefix(self.tokenizer.bos_token or "") if self.state is not None else added
 
     def _ending(self, turn: dict[str, str], text: str, new: list[int]) -> list[int]:
-        """Return the ids of an answer as they are remembered: closed as the template closes a turn, or by a line end."""
+        """Return the ids of an answer as it is remembered: closed as the template closes it, or by a line end."""
         if self.has_chat_template:
             closed = self._rendered([turn, {"role": "assistant", "content": text}])
             opened = self._rendered([turn], is_open=True)

@@ -1,6 +1,7 @@
 """`mnemon memorize`: read texts of any size once, and keep what the model remembers as a file."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,9 @@ def _check_output(output: Path | None, overwrite: bool) -> Path:
         raise ConfigError(f"{output}: is a folder, expected a file to write")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: exists already; use --overwrite or another name")
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{output}: cannot be written ({folder} is no folder to write to); choose another place")
     return output
 
 
@@ -112,8 +116,7 @@ def _read(
 ) -> "MemoryState":
     """Read all texts, each tokenised by itself; the first of a new memory begins as the tokenizer begins a text.
 
-    Args:
-        report: told the tokens read and the tokens known of so far.
+    `report` is told the tokens read and the tokens known of so far.
     """
     import torch
 

@@ -130,7 +130,7 @@ def describe_model(spec: ModelSpec) -> ModelInfo:
 
 def weights_fingerprint(model: Any) -> str:
     """Give a short form of a model's fingerprint, so that stored cells are not mistaken for another model's."""
-    return model_fingerprint(model)[:SHOWN]
+    return model_fingerprint(model, remembered=False)[:SHOWN]
 
 
 def control_notes(models: Sequence[tuple[str, ModelInfo]]) -> list[str]:

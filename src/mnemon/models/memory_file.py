@@ -113,7 +113,9 @@ def load_memory(path: str | Path, device: torch.device | str = "cpu") -> MemoryS
     else:
         state = MemoryState(**common)
     if state.tokens_read != stored.tokens_read:
-        raise DataError(f"{path}: says {stored.tokens_read} tokens and holds {state.tokens_read}; memorize the text again")
+        raise DataError(
+            f"{path}: says {stored.tokens_read} tokens and holds {state.tokens_read}; memorize the text again"
+        )
     return state if torch.device(device).type == "cpu" else state.to(device)
 
 
@@ -154,10 +156,11 @@ def _fingerprint_to_write(origin: Origin) -> str:
     Raises:
         StateError: if it has changed since, or is gone and was never asked for its fingerprint.
     """
-    model = None if origin.reference is None else origin.reference()
-    if model is not None:
-        check_origin(origin, model, weights=True)
-        return model_fingerprint(model)
+    if origin.model is not None:
+        check_origin(origin, origin.model, weights=True)
+        return model_fingerprint(origin.model)
     if origin.fingerprint is None:
-        raise StateError("the model that made the memory is gone, so its file could not name it; save while it is there")
+        raise StateError(
+            "the model that made the memory is gone, so its file could not name it; save while it is there"
+        )
     return origin.fingerprint

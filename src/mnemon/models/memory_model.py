@@ -43,8 +43,8 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
     """A causal language model that carries a memory from call to call.
 
     The decoder lives under `base.`; a subclass says what is carried (`_blank_state`, `_check_state`) and how an input
-    is read (`_stream`). `position_ids` are accepted for compatibility and not used: positions count real tokens per row, whatever
-    the padding.
+    is read (`_stream`). `position_ids` are accepted for compatibility and not used: positions count real tokens per
+    row, whatever the padding.
     """
 
     base_model_prefix = "base"
@@ -176,6 +176,17 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
             cache.memory.state, cache.memory.columns = state, cache.memory.columns + width
         return logits, cache
 
+    @torch.no_grad()
+    def read_pending(self, state: MemoryState) -> MemoryState:
+        """Return a state after the tokens that wait in it, as `forward` and `generate` go on from it.
+
+        Raises:
+            StateError: if it is of another model.
+        """
+        state = self.adopt(state, state.batch_size, weights=False)
+        device = self._embedding_weight().device
+        return self._settled(state, device, self._stream) if state.pending else state
+
     def _settled(self, state: Any, device: torch.device, read: Reader) -> Any:
         """Read the tokens that wait in a state, so that it can be gone on from at once."""
         ids, mask = as_batch([np.array(row, dtype=np.int64) for row in state.pending])
@@ -246,7 +257,7 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
         if limit is not None and longest > limit:
             raise ShapeError(
                 f"{longest:,} tokens are more than the {limit:,} positions of {self.base.config.model_type}, and its "
-                "attention sees all of them; give the memory a shorter text, or the model an attention_span"
+                "attention sees all of them; shorten the text, or use a model with an attention_span or sliding windows"
             )
 
     def generate(

@@ -24,7 +24,9 @@ class Backlog:
     ) -> None:
         new = list(ids.astype(np.int64)) if mask is None else [row[real] for row, real in zip(ids, mask, strict=True)]
         waiting = pending or [()] * len(new)
-        self.rows = [np.concatenate([np.array(old, dtype=np.int64), row]) for old, row in zip(waiting, new, strict=True)]
+        self.rows = [
+            np.concatenate([np.array(old, dtype=np.int64), row]) for old, row in zip(waiting, new, strict=True)
+        ]
         self.positions = np.array(counts, dtype=np.int64)
 
     @property
@@ -56,7 +58,7 @@ class Backlog:
 
 
 def as_batch(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Lay rows of different lengths side by side, blanks behind them; returns ids [B, T] and a mask (None = all real)."""
+    """Lay rows side by side, blanks behind the short ones; returns ids [B, T] and what is real (None = all)."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
     for place, row in zip(ids, rows, strict=True):

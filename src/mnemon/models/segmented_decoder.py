@@ -396,7 +396,9 @@ def _keeps(block: Block, entry: tuple[Tensor, ...]) -> bool:
     return len(entry) == 1 if block.kind == "conv" else all(tensor.ndim == 4 for tensor in entry)
 
 
-def joined_statistics(before: tuple[RoutingStatistics, ...], now: tuple[RoutingStatistics, ...]) -> tuple[RoutingStatistics, ...]:
+def joined_statistics(
+    before: tuple[RoutingStatistics, ...], now: tuple[RoutingStatistics, ...]
+) -> tuple[RoutingStatistics, ...]:
     """Return the sums of two stretches of tokens; () stands for no tokens."""
     if not before or not now:
         return before or now

@@ -52,9 +52,7 @@ def _stacked_decoders(parts: Sequence[DecoderState]) -> DecoderState:
         width = max(array.shape[1] for array in arrays)
         padded = [np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=-1) for a in arrays]
         positions.append(np.concatenate(padded))
-    base = tuple(
-        _stacked_entries(entries, parts) for entries in zip(*(part.base for part in parts), strict=True)
-    )
+    base = tuple(_stacked_entries(entries, parts) for entries in zip(*(part.base for part in parts), strict=True))
     return DecoderState(tuple(count for part in parts for count in part.counts), base, tuple(positions))
 
 
@@ -72,7 +70,9 @@ def _stacked_entries(entries: Sequence[Entry], parts: Sequence[DecoderState]) ->
     like = next(entry for entry in entries if entry)
     rows = [len(part.counts) for part in parts]
     return tuple(
-        torch.cat([_columns(entry[side::2], width, like[side], count) for entry, count in zip(entries, rows, strict=True)])
+        torch.cat(
+            [_columns(entry[side::2], width, like[side], count) for entry, count in zip(entries, rows, strict=True)]
+        )
         for side in (0, 1)
     )
 
