@@ -39,7 +39,7 @@ def test_a_rule_is_described(name: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_rule_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "linear_attention", "--check"]) == 0
-    assert capsys.readouterr().out.count("ok  ") == 10
+    assert capsys.readouterr().out.count("ok  ") == 11
     assert main(["rules", "linear_attention", "--check", "--json"]) == 0
     assert "causality" in json.loads(capsys.readouterr().out)["checks_passed"]
 

@@ -43,7 +43,8 @@ class Stamp(NamedTuple):
     Attributes:
         tensors: shape, dtype and version counter of every parameter.
         switches: how PEFT's layers are switched: what is active, disabled, merged.
-        sample: a few values of every parameter, where these are; None if there are none.
+        sample: a few values of every parameter, where these are; None if none were taken, as while training, when
+            every change counts a version up.
     """
 
     tensors: tuple[tuple[tuple[int, ...], torch.dtype, int], ...]
@@ -55,7 +56,7 @@ class Stamp(NamedTuple):
         if self.tensors != other.tensors or self.switches != other.switches:
             return False
         if self.sample is None or other.sample is None:
-            return self.sample is other.sample
+            return True
         return torch.equal(self.sample.cpu().nan_to_num(), other.sample.cpu().nan_to_num())
 
 
@@ -165,8 +166,9 @@ def stamp_of(model: nn.Module) -> Stamp:
     for parameter in model.parameters():
         version = 0 if parameter.is_inference() else parameter._version
         tensors.append((tuple(parameter.shape), parameter.dtype, version))
-        if parameter.numel() and not parameter.is_meta:
-            samples.append(_sample(parameter))
+        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # of a sharded one, what is here
+        if local.numel() and not local.is_meta and not model.training:
+            samples.append(_sample(local))
     first = samples[0].device if samples else None
     near = [sample if sample.device == first else sample.to(first, non_blocking=True) for sample in samples]
     return Stamp(tuple(tensors), _switches(model), torch.cat(near) if near else None)
