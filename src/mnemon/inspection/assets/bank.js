@@ -34,6 +34,7 @@ function makeBankSection() {
       mostRows: longestView,
       rowLabel: (row) => labelled(trace.text.pieces[views[state.view].first + row]),
       columnLabel: (slot) => String(bank().slots[slot]),
+      whyEmpty: "no update: the segment is incomplete",
       weight: (row) => strongest(bank()[name], views[state.view].first + row),
       marked: () => state.slot,
       hot: () => (state.column === null ? null : hotRow()),

@@ -8,15 +8,15 @@
  * `mostRows` how many rows there may ever be (so that the height never jumps), `rowLabel` and `columnLabel` texts,
  * `fitted` whether the labels get just the room they need (else one that does not change from segment to segment),
  * `weight(row)` which labels matter most where not all have room, `marked()` a column to point at, `band()` a span of
- * columns to frame.
+ * columns to frame, `whyEmpty` what stands in the place of a map without a single amount.
  */
 class HeatMap extends Figure {
   constructor(options) {
     super(options);
     const { size, value, range, power = 0.5, mostRows, rowLabel, columnLabel, axis, weight = null } = options;
-    const { fitted = false, rowHeight = [3, 18], widest = 26, tall = 620, marked = () => null, band = null, hot = () => null } = options;
+    const { fitted = false, rowHeight = [3, 18], widest = 26, tall = 620, marked = () => null, band = null, hot = () => null, whyEmpty = "nothing was recorded" } = options;
     Object.assign(this, { size, value, range, power, mostRows, rowLabel, columnLabel, axis, weight });
-    Object.assign(this, { fitted, rowHeight, widest, tall, marked, band, hot });
+    Object.assign(this, { fitted, rowHeight, widest, tall, marked, band, hot, whyEmpty });
     this.image = document.createElement("canvas");
   }
 
@@ -40,10 +40,12 @@ class HeatMap extends Figure {
     this.image.width = columns;
     this.image.height = rows;
     const pixels = new ImageData(columns, rows);
+    let isEmpty = true;
     for (let row = 0; row < rows; row += 1) {
       for (let column = 0; column < columns; column += 1) {
         const value = this.value(row, column);
         if (Number.isNaN(value)) continue;
+        isEmpty = false;
         const shade = Math.round(Math.max(0, Math.min(1, (value - low) / (high - low || 1))) ** this.power * 255);
         pixels.data.set([...theme.ramp[shade], 255], (row * columns + column) * 4);
       }
@@ -58,7 +60,15 @@ class HeatMap extends Figure {
     this.drawRowLabels(context, rows);
     this.drawColumnLabels(context, columns, bottom);
     this.drawLegend(context, width, low, high);
-    this.drawMarks(context, right, bottom);
+    if (isEmpty) this.drawReason(context, right, bottom);
+    else this.drawMarks(context, right, bottom);
+  }
+
+  drawReason(context, right, bottom) {
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillStyle = theme.colours.soft;
+    context.fillText(fitText(context, this.whyEmpty, right), this.left + right / 2, this.top + bottom / 2);
   }
 
   widestLabel(rows) {
@@ -225,7 +235,10 @@ class Strip extends Figure {
     for (const tick of ticks) {
       const left = this.left + (tick / numTokens) * this.width;
       context.fillRect(left, this.tall, 1, 4);
-      context.fillText(tick ? formatCount(tick) : "token 0", left + 3, this.tall + 5);
+      const label = tick ? formatCount(tick) : "token 0";
+      const isCut = left + 3 + context.measureText(label).width > this.left + this.width;
+      context.textAlign = isCut ? "right" : "left";
+      context.fillText(label, isCut ? left - 3 : left + 3, this.tall + 5);
     }
     context.textAlign = "right";
     for (const [value, top] of [[high, 0], [low, this.tall - 11]]) {
