@@ -71,56 +71,56 @@ class TrainRow:
 
 
 def measure_training(settings: Settings, report: Callable[[str], None]) -> list[TrainRow]:
-    """Measure every memory at every batch size; all models of a batch size take turns in one process.
+    """Measure every memory at every batch size.
+
+    Each memory takes turns with a plain model in one process. Only the two exist meanwhile: with more models the
+    allocator is in a state that no training knows.
 
     Args:
         settings: `memories`, `batch_sizes`, `tokens` and how to run.
         report: told what is measured next.
     """
-    shape, tokens = settings.shape, settings.tokens
-    keys = {_key(memory): memory for memory in settings.memories}
-    models = {
-        key: build_model(shape, memory, settings.device, settings.dtype)
-        for key, memory in {_PLAIN: None, **keys}.items()
-    }
+    return [
+        row
+        for batch_size in settings.batch_sizes
+        for row in _measure_batch_size(settings, batch_size, lambda what: report(f"training step, {what}"))
+    ]
+
+
+def _measure_batch_size(settings: Settings, batch_size: int, report: Callable[[str], None]) -> list[TrainRow]:
+    def peak(memory: MemoryShape | None) -> int:
+        report(f"batch {batch_size}: memory of {_PLAIN if memory is None else _key(memory)}")
+        step = "train+adamw" if settings.optimiser else "train"
+        sizes = (settings.tokens, batch_size, settings.device, settings.dtype, settings.threads)
+        return measure_peak(Probe(step, settings.shape, memory, *sizes)).peak_bytes
+
+    plain_peak = peak(None)
     rows = []
-    for batch_size in settings.batch_sizes:
-        report(f"training step, batch {batch_size}: time")
-        ids = random_tokens(shape, batch_size, tokens, settings.device)
-        steps = {key: TrainStep(model, ids, settings.optimiser) for key, model in models.items()}
-        seconds = interleave(steps, settings.repeats, settings.device)
-        for model in models.values():
-            model.zero_grad(set_to_none=True)
-        peaks = {}
-        for key in models:
-            report(f"training step, batch {batch_size}: memory of {key}")
-            peaks[key] = measure_peak(
-                Probe(
-                    "train+adamw" if settings.optimiser else "train",
-                    shape,
-                    keys.get(key),
-                    tokens,
-                    batch_size,
-                    settings.device,
-                    settings.dtype,
-                    settings.threads,
-                )
-            ).peak_bytes
-        rows += [
+    for memory in settings.memories:
+        report(f"batch {batch_size}: time of {_key(memory)}")
+        seconds = _time_pair(settings, memory, batch_size)
+        rows.append(
             TrainRow(
                 memory,
-                tokens,
+                settings.tokens,
                 batch_size,
-                seconds[_PLAIN],
-                seconds[key],
-                arithmetic_ratio(shape, memory, tokens),
-                peaks[_PLAIN],
-                peaks[key],
+                *seconds,
+                arithmetic_ratio(settings.shape, memory, settings.tokens),
+                plain_peak,
+                peak(memory),
                 memory.segment_length == settings.default_segment,
             )
-            for key, memory in keys.items()
-        ]
+        )
     return rows
+
+
+def _time_pair(settings: Settings, memory: MemoryShape, batch_size: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of the plain model and of LM2, round by round."""
+    ids = random_tokens(settings.shape, batch_size, settings.tokens, settings.device)
+    models = (build_model(settings.shape, shape, settings.device, settings.dtype) for shape in (None, memory))
+    plain, lm2 = (TrainStep(model, ids, settings.optimiser) for model in models)
+    seconds = interleave({_PLAIN: plain, "lm2": lm2}, settings.repeats, settings.device)
+    return seconds[_PLAIN], seconds["lm2"]
 
 
 class TrainStep:
