@@ -172,7 +172,7 @@ def test_what_a_memory_file_holds_is_asked(
 def test_an_explainer_that_does_not_answer_costs_its_words_only(
     models: dict[str, str], story: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("openai")
+    pytest.importorskip("openai", reason="needs the extra mnemon[explain]")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: whoever connects is refused
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"

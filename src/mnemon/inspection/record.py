@@ -80,7 +80,8 @@ def record(
     """Let a model read a text and record what its memory does.
 
     The text is read twice, with the memory and without it; a third time, before, if only some slots are to be shown, to
-    see which are read most. Memory needed is that of one segment and of the trace.
+    see which are read most. What single tokens gave to the target takes further readings: one or two of a MoM model's
+    text, one for the attention shares of an RMT model. Memory needed is that of one segment and of the trace.
 
     Args:
         model: an LM2, MoM or RMT model.

@@ -351,10 +351,12 @@ class _Counting:
 
     @contextmanager
     def watch(self, _: Segment) -> Iterator[None]:
+        """Count while a segment is read."""
         with counting_reads(self.model) as self._running:
             yield
 
     def read(self, _: Segment, __: MemoryState) -> None:
+        """Add the segment's reads to those before."""
         self.counts = self.counts + self._running
 
 

@@ -75,18 +75,15 @@ class Hypothesis:
 
 
 class Explainer(Protocol):
-    """Explains units and simulates them.
-
-    Attributes:
-        name: who explains, for the reader of the explanation.
-        window: tokens that are simulated at a time, in excerpts of the held-out text; None = all of it at once.
-    """
+    """Explains units and simulates them."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Who explains, for the reader of the explanation."""
 
     @property
-    def window(self) -> int | None: ...
+    def window(self) -> int | None:
+        """Tokens that are simulated at a time, in excerpts of the held-out text; None = all of it at once."""
 
     def explain(self, evidence: Evidence) -> Hypothesis:
         """Say what makes a unit active.

@@ -126,6 +126,7 @@ class _Table:
 
     @classmethod
     def fit(cls, codes: _Codes, residual: Vector) -> "_Table":
+        """Weigh every value with the mean of what is still unexplained, [T], where the feature has it."""
         return cls(codes, codes.means(residual))
 
     @property
