@@ -9,7 +9,9 @@ from mnemon.layers.lean_gradients import (
     content_of,
     gated_projection,
     gated_update,
+    kept_bank,
     normed_projections,
+    stretched_sigmoid,
     written_content,
 )
 
@@ -98,6 +100,21 @@ def test_a_gated_update_is_the_sum_of_the_gated_parts():
     inputs = [random(2, 5, 6, seed=seed) for seed in range(4)]
     found, expected = gated_update(*inputs), inputs[0] * torch.tanh(inputs[1]) + inputs[2] * inputs[3]
     assert torch.allclose(found, expected, atol=1e-14)
+    for one, other in zip(gradients((found,), inputs), gradients((expected,), inputs), strict=True):
+        assert torch.allclose(one, other, atol=1e-13)
+
+
+@pytest.mark.parametrize("stretch", [0.0, 0.2])
+def test_a_kept_bank_is_the_gated_bank_and_what_is_added(stretch):
+    bank, logits, weight, added = (random(*s, seed=n) for n, s in enumerate([(2, 5, 6), (2, 5, 6), (6, 6), (2, 5, 6)]))
+    found, gate = kept_bank(bank, logits, weight, added, stretch, 1e-6)
+    normed = bank * torch.rsqrt(bank.square().mean(dim=-1, keepdim=True) + 1e-6)
+    expected_gate = stretched_sigmoid(logits + F.linear(normed, weight), stretch)
+    assert torch.allclose(gate, expected_gate, atol=1e-14)
+    assert ((gate == 0) | (gate == 1)).any() == (stretch > 0)
+    expected = expected_gate * bank + added
+    assert torch.allclose(found, expected, atol=1e-14)
+    inputs = [bank, logits, weight, added]
     for one, other in zip(gradients((found,), inputs), gradients((expected,), inputs), strict=True):
         assert torch.allclose(one, other, atol=1e-13)
 

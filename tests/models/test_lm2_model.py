@@ -144,6 +144,29 @@ def test_every_parameter_gets_a_gradient(flow):
     assert without == []
 
 
+@pytest.mark.parametrize("flow", ["depth", "layer"])
+@pytest.mark.parametrize("stretch", [0.0, 0.1])
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "recomputed"])
+def test_training_with_joined_banks_is_training_with_each_on_its_own(flow, stretch, checkpointed, monkeypatch):
+    model = lm2(llama_config(), flow=flow, gate_stretch=stretch).train()
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    ids, mask = tokens(2, 4 * SEGMENT + 3), torch.ones(2, 4 * SEGMENT + 3, dtype=torch.long)
+    mask[1, :5] = 0  # the rows complete their segments in different calls
+
+    def step() -> list[torch.Tensor]:
+        output = model(ids, attention_mask=mask, use_cache=True)
+        bank = output.past_key_values.state.bank
+        loss = output.logits[mask.bool()].square().mean() + bank.square().mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        return [output.logits[mask.bool()], bank, output.past_key_values.state.kept, *gradients]
+
+    joined = step()
+    monkeypatch.setattr("mnemon.models.memory_segments.can_be_joined", lambda banks: False)
+    for one, other in zip(joined, step(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_eager_and_sdpa_attention_agree_on_ragged_rows_with_a_span():
     model = lm2(llama_config(), attention_span=9)
     ids = tokens(2, LONG)

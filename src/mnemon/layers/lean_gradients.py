@@ -1,8 +1,8 @@
-"""Steps of the memory whose backward pass recomputes what is cheap instead of keeping it.
+"""Steps of the memory with a backward pass written by hand, which recomputes what is cheap instead of keeping it.
 
 Each is equal to a plain expression (given in its docstring and tested against it in float64); what differs is what
-autograd keeps: never a number per token and slot, never a product of two tensors that are kept anyway. Like the rest of
-the bank they are pure functions, they run under autocast, and they have no second derivative.
+autograd keeps (never a number per token and slot, never a product of two tensors that are kept anyway) and how many
+operations it takes. Like the rest of the bank they are pure functions, and they have no second derivative.
 """
 
 from typing import Any
@@ -234,3 +234,64 @@ class _GatedUpdate(torch.autograd.Function):
         squashed = torch.tanh(content)
         d_content = d_updated * input_gate * (1 - squashed.square())
         return d_updated * squashed, d_content, d_updated * bank, d_updated * forget_gate
+
+
+def stretched_sigmoid(x: Tensor, stretch: float) -> Tensor:
+    """Return clamp((1 + 2 stretch) sigmoid(x) - stretch, 0, 1)."""
+    return _stretched(torch.sigmoid(x), stretch)
+
+
+def _stretched(gate: Tensor, stretch: float) -> Tensor:
+    return gate if stretch == 0 else ((1 + 2 * stretch) * gate - stretch).clamp(0, 1)
+
+
+def kept_bank(
+    bank: Tensor, content_logits: Tensor, weight: Tensor, added: Tensor, stretch: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Let a bank forget, and add to it.
+
+        f = stretched_sigmoid(content_logits + RMSNorm(bank) weight^T, stretch);   f * bank + added
+
+    Args:
+        bank: [B, J, W].
+        content_logits: [B, J, W].
+        weight: [W, W].
+        added: [B, J, W].
+        stretch: of the gate.
+        eps: epsilon of the norm.
+    Returns:
+        The new bank and the gate f (no gradient), [B, J, W] each.
+    """
+    found: tuple[Tensor, Tensor] = _KeptBank.apply(bank, content_logits, weight, added, stretch, eps)
+    return found
+
+
+class _KeptBank(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, bank: Tensor, content_logits: Tensor, weight: Tensor, added: Tensor, stretch: float, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        inverse_rms = bank.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+        squashed = F.linear(bank * inverse_rms, weight).add_(content_logits).sigmoid_()
+        gate = _stretched(squashed, stretch)
+        ctx.save_for_backward(bank, weight, inverse_rms, squashed)
+        ctx.stretch = stretch
+        ctx.mark_non_differentiable(gate)
+        return torch.addcmul(added, gate, bank), gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_bank: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        bank, weight, inverse_rms, squashed = ctx.saved_tensors
+        d_gate, gate = d_bank * bank, squashed
+        if ctx.stretch:
+            gate = _stretched(squashed, ctx.stretch)
+            d_gate = d_gate.mul_(1 + 2 * ctx.stretch).mul_((gate > 0) & (gate < 1))  # closed or open: no gradient
+        d_logits = torch.ops.aten.sigmoid_backward(d_gate, squashed)
+        normed = bank * inverse_rms
+        d_normed = d_logits @ weight
+        # What of the gradient changes the length of a slot, which the norm takes away.
+        along = (d_normed * normed).mean(dim=-1, keepdim=True)
+        d_past = torch.addcmul(d_bank * gate, torch.addcmul(d_normed, along, normed, value=-1), inverse_rms)
+        d_weight = d_logits.flatten(0, -2).mT @ normed.flatten(0, -2)
+        return d_past, d_logits, d_weight, d_bank, None, None

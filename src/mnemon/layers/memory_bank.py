@@ -23,6 +23,7 @@ from mnemon.layers.lean_gradients import (
     gated_projection,
     gated_update,
     normed_projections,
+    stretched_sigmoid,
     write_scores,
     write_weights,
     written_content,
@@ -31,7 +32,7 @@ from mnemon.layers.lean_gradients import (
 # Peak of the scores before the first token. Finite, so that it needs no special case.
 _NEVER = -1e30
 _INITIAL_SLOPES = (0.0, 0.05, 0.2, 0.6)
-_RMS_EPS = 1e-6
+RMS_EPS = 1e-6
 
 
 class WriteStatistics(NamedTuple):
@@ -102,7 +103,7 @@ def initial_bank(num_slots: int, slot_dim: int) -> Tensor:
 
 def rms_normalise(bank: Tensor) -> Tensor:
     """Scale every slot of `bank` [..., W] to unit root mean square."""
-    return bank * torch.rsqrt(bank.square().mean(dim=-1, keepdim=True) + _RMS_EPS)
+    return bank * torch.rsqrt(bank.square().mean(dim=-1, keepdim=True) + RMS_EPS)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -168,6 +169,11 @@ class MemoryBank(nn.Module):
         self.input_gate = BankProjection(slot_dim, slot_dim)
         self.forget_gate = BankProjection(slot_dim, slot_dim)
         self.forget_gate_bank = BankProjection(slot_dim, slot_dim, bias=False)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing has wrapped its projections (PEFT does), so that their weights are all there is to them."""
+        return all(isinstance(child, BankProjection) for child in self.children())
 
     def initial_values(self) -> list[tuple[Tensor, Tensor]]:
         """Return parameters and slot keys with their initial values; the model's `_init_weights` copies them in.
@@ -340,10 +346,7 @@ class MemoryBank(nn.Module):
         Source: the hard concrete gate of Learning Sparse Neural Networks through L0 Regularization, arXiv:1712.01312,
         section 2.1, without its noise.
         """
-        gate = torch.sigmoid(x)
-        if self.gate_stretch == 0:
-            return gate
-        return ((1 + 2 * self.gate_stretch) * gate - self.gate_stretch).clamp(0, 1)
+        return stretched_sigmoid(x, self.gate_stretch)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, N, W] -> [B, H, N, d]."""

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemon.layers.memory_bank import GateValues, MemoryBank, SegmentRead, WriteStatistics, rms_normalise
+from mnemon.layers.joint_banks import JointBanks, can_be_joined
+from mnemon.layers.memory_bank import GateValues, MemoryBank, SegmentRead, WriteStatistics, rms_normalise, state_dtype
 from mnemon.layers.memory_diagnostics import MemoryDiagnostics, written_share
 from mnemon.models.graft import attached
 from mnemon.models.segmented_decoder import SegmentedDecoder, call_tensor
@@ -50,6 +51,9 @@ class MemorySegments:
         self.recomputes = recomputes
         self.diagnostics = diagnostics
         self.initial = initial
+        # Made before any segment, so that one recomputed in the backward pass does not make them again.
+        joins = torch.is_grad_enabled() and can_be_joined(self.banks)
+        self.joint = JointBanks(self.banks, state_dtype(self.banks[0].output.weight.dtype)) if joins else None
 
     def frame(self, call: SegmentCall, writes: bool) -> SegmentCall:
         """Return the call as the decoder makes it: it holds nothing but its tokens."""
@@ -84,7 +88,10 @@ class MemorySegments:
             return state.projections if self.banks else ()
         # Before the first update all rows are one and the same expanded bank: project it once.
         is_initial = torch.is_grad_enabled() and state.bank.stride(0) == 0
-        layers = rms_normalise(state.bank[:1] if is_initial else state.bank).unbind(1)
+        normalised = rms_normalise(state.bank[:1] if is_initial else state.bank)
+        if self.joint is not None:
+            return self.joint.open_segment(normalised)
+        layers = normalised.unbind(1)
         return tuple(bank.open_segment(layers[0 if self.is_depth else order]) for order, bank in enumerate(self.banks))
 
     def _attached(
@@ -129,16 +136,19 @@ class MemorySegments:
         """Update the bank of every row whose segment is complete, block after block, and empty its statistics."""
         complete = complete_rows(call, state.bank.device)
         banks, kept = list(state.bank.unbind(1)), list(state.kept.unbind(1))
+        empty = self.banks[0].empty_statistics(state.batch_size, self.banks[0].output.weight)
         statistics = []
+        prepared = None if self.joint is None else self.joint.gather(state.statistics)
         for order, bank in enumerate(self.banks):
-            layer = 0 if self.is_depth else order
-            updated, gates = bank.update(banks[layer], state.statistics[order])
+            layer, old = 0 if self.is_depth else order, state.statistics[order]
+            if self.joint is None or prepared is None:
+                updated, gates = bank.update(banks[layer], old)
+            else:
+                updated, gates = self.joint.update(order, banks[layer], prepared)
             banks[layer] = where_rows(complete, updated, banks[layer])
             with torch.no_grad():
                 kept[layer] = where_rows(complete, kept[layer] * gates.forget_gate, kept[layer])
             self._note_write(order, gates, banks[layer], kept[layer], complete)
-            empty = bank.empty_statistics(state.batch_size, bank.output.weight)
-            old = state.statistics[order]
             statistics.append(WriteStatistics(*(where_rows(complete, e, o) for e, o in zip(empty, old, strict=True))))
         return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics), projections=())
 
