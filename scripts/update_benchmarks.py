@@ -1,7 +1,7 @@
 """Write the pages of finished benchmarks, docs/results/bench-*.md, and their figures. No number is typed by hand.
 
 python scripts/update_benchmarks.py benchmarks/lm2-cpu --stream benchmarks/stream-cpu --ops benchmarks/ops-cpu \
-    --mom benchmarks/mom-cpu --generation benchmarks/generation-cpu
+    --mom benchmarks/mom-cpu --rmt benchmarks/rmt-cpu --generation benchmarks/generation-cpu
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnemon.bench import mom, stream
+from mnemon.bench import mom, rmt, stream
 from mnemon.bench.generation.measure import read_results as read_generation_results
 from mnemon.bench.generation.report import write_page as write_generation_page
 from mnemon.bench.ops.files import write_page
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stream", type=Path, help="folder with the results.json of `mnemon bench stream`")
     parser.add_argument("--ops", type=Path, help="folder with the results.json of `mnemon bench ops`")
     parser.add_argument("--mom", type=Path, help="folder with the results.json of `mnemon bench mom`")
+    parser.add_argument("--rmt", type=Path, help="folder with the results.json of `mnemon bench rmt`")
     parser.add_argument("--generation", type=Path, help="folder with the results.json of `mnemon bench generation`")
     parser.add_argument("--root", type=Path, default=ROOT, help="root of the repository (default: this one)")
     options = parser.parse_args(arguments)
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(write_page(results / "bench-ops.md", read_ops_results(options.ops), "bench-ops-"))
         if options.mom is not None:
             print(mom.write_page(results / "bench-mom.md", mom.read_results(options.mom), "bench-mom-decode.png"))
+        if options.rmt is not None:
+            print(atomic_write_text(results / "bench-rmt.md", rmt.markdown(rmt.read_results(options.rmt))))
         if options.generation is not None:
             generated = read_generation_results(options.generation)
             print(write_generation_page(results / "bench-generation.md", generated, "bench-generation.png"))

@@ -1,12 +1,13 @@
 """The benchmark of RMT: its page, its arithmetic, and what it refuses."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 
 from mnemon.bench.cost import ModelShape
-from mnemon.bench.rmt import RMTRow, RMTSettings, arithmetic_ratio, read_results
+from mnemon.bench.rmt import RMTRow, RMTRun, RMTSettings, arithmetic_ratio, read_results, write
 from mnemon.cli.app import main
 from mnemon.errors import DataError
 from mnemon.models.configuration_rmt import RMTConfig
@@ -63,3 +64,12 @@ def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"settings": {}}))
     with pytest.raises(DataError, match="expected the results of `mnemon bench rmt`"):
         read_results(tmp_path)
+
+
+def test_the_script_writes_the_page(repository: Path, tmp_path: Path) -> None:
+    settings = RMTSettings(ModelShape(64, 128, 2, 4, 4, 256))
+    write(tmp_path, RMTRun(settings, "mnemon bench rmt", {"processor": "Z80"}, []))
+    script = runpy.run_path(str(repository / "scripts" / "update_benchmarks.py"))
+    assert script["main"](["--rmt", str(tmp_path), "--root", str(tmp_path)]) == 0
+    assert "Z80" in (tmp_path / "docs" / "results" / "bench-rmt.md").read_text()
+    assert script["main"](["--rmt", str(tmp_path / "nowhere"), "--root", str(tmp_path)]) == 2
