@@ -170,7 +170,7 @@ def test_what_a_memory_file_holds_is_asked(
 
 
 def test_an_explainer_that_does_not_answer_costs_its_words_only(
-    models: dict[str, str], story: Path, tmp_path: Path
+    models: dict[str, str], story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("openai", reason="needs the extra mnemon[explain]")
     with socket.socket() as unused:
@@ -182,6 +182,7 @@ def test_an_explainer_that_does_not_answer_costs_its_words_only(
     (explanation,) = load_trace(saved).explanations
     assert explanation.text is None
     assert explanation.note
+    assert f"note: 1 of 1 units were not explained: {explanation.note}" in capsys.readouterr().err.splitlines()
     assert output.exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -195,11 +196,18 @@ def _report(trace: "Trace", output: Path, saved: Path | None, json_output: bool)
             "segments": text.num_segments,
             "columns": text.num_columns,
             "explanations": len(trace.explanations),
-            "notes": list(trace.notes),
+            "notes": [*trace.notes, *_unexplained(trace)],
         }
         print(json.dumps(about, ensure_ascii=False))
         return
-    for note in trace.notes:
+    for note in (*trace.notes, *_unexplained(trace)):
         print(f"note: {note}", file=sys.stderr)
     also = f"; {saved}: what was recorded" if saved is not None else ""
     print(f"{output}: {trace.model}, {text.num_tokens:,} tokens in {text.num_segments:,} segments{also}")
+
+
+def _unexplained(trace: "Trace") -> list[str]:
+    """Say for how many units the explainer found no words, one line for every reason."""
+    reasons = Counter(unit.note for unit in trace.explanations if unit.text is None)
+    every = len(trace.explanations)
+    return [f"{number} of {every} units were not explained: {reason}" for reason, number in reasons.items()]
