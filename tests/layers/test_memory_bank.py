@@ -22,8 +22,9 @@ def bank_layer(**options) -> MemoryBank:
     with torch.no_grad():
         for parameter, value in layer.initial_values():
             parameter.copy_(value)
-        for gate in (layer.output_gate, layer.input_gate, layer.forget_gate, layer.forget_gate_bank):
-            gate.weight.normal_()
+        for gate in (layer.output_gate, layer.input_gate, layer.forget_gate, layer.forget_gate_bank, layer.skip_gate):
+            if gate is not None:
+                gate.weight.normal_()
     return layer.double()
 
 
@@ -194,3 +195,26 @@ def test_a_stretched_gate_closes_and_opens_completely_and_starts_at_the_retentio
     layer.forget_gate.bias.data.fill_(4.0)
     layer.input_gate.bias.data.fill_(-4.0)
     assert torch.equal(layer.update(bank, statistics)[0], bank)  # an irrelevant segment leaves no trace at all
+
+
+@pytest.mark.parametrize("stretch", [0.0, 0.1])
+def test_the_skip_gate_mixes_the_updated_slot_with_the_old_one(stretch):
+    layer = bank_layer(gate_stretch=stretch, skip_gate=True)
+    start, bank, residual = random(B, J, W), random(B, J, W, seed=1), random(B, 6, D, seed=2)
+    statistics = layer.gather(
+        residual, torch.arange(6)[None], None, opened(layer, start), layer.empty_statistics(B, residual)
+    )
+    updated, gates = layer.update(bank, statistics)
+
+    skip, layer.skip_gate = layer.skip_gate, None
+    always, plain_gates = layer.update(bank, statistics)
+    content = (statistics.value / statistics.total[..., None]).transpose(1, 2).flatten(-2)
+    share = ((1 + 2 * stretch) * torch.sigmoid(skip(content)) - stretch).clamp(0, 1)
+    assert share.shape == (B, J, 1)
+    assert torch.allclose(updated, share * always + (1 - share) * bank, atol=1e-12)
+    assert torch.allclose(gates.input_gate, share * plain_gates.input_gate)
+
+    if stretch:
+        layer.skip_gate = skip
+        skip.bias.data.fill_(-40.0)
+        assert torch.equal(layer.update(bank, statistics)[0], bank)  # passed by: no bit changes

@@ -36,6 +36,7 @@ def final_logits(model: LM2ForCausalLM, ids: torch.Tensor, **options) -> torch.T
         {"num_slots": 6}, {"slot_dim": 15}, {"num_memory_heads": 4}, {"segment_length": 8}, {"flow": "layer"},
         {"memory_layers": [0]}, {"attention_span": 9}, {"attention_span": 9, "attention_sinks": 2},
         {"read_top_k": 2}, {"retention": 0.99}, {"gate_stretch": 0.1},
+        {"skip_gate": True},
     ],
     ids=lambda options: next(iter(options)),
 )  # fmt: skip
@@ -65,13 +66,15 @@ def test_bptt_segments_cuts_the_gradient_and_nothing_else():
 
 @pytest.mark.parametrize("flow", ["depth", "layer"])
 @pytest.mark.parametrize("stretch", [0.0, 0.1])
-def test_retention_is_the_share_of_the_bank_one_pass_keeps_at_initialisation(flow, stretch):
+@pytest.mark.parametrize("skip_gate", [False, True], ids=["no skip gate", "skip gate"])
+@pytest.mark.parametrize("retention", [0.02, 0.83])
+def test_retention_is_the_share_of_the_bank_one_pass_keeps_at_initialisation(flow, stretch, skip_gate, retention):
     torch.manual_seed(0)
-    options = {"segment_length": SEGMENT, "retention": 0.83, "flow": flow, "gate_stretch": stretch}
-    model = LM2ForCausalLM(LM2Config(base_config=llama_config(), **options))
+    options = {"segment_length": SEGMENT, "retention": retention, "flow": flow, "gate_stretch": stretch}
+    model = LM2ForCausalLM(LM2Config(base_config=llama_config(), skip_gate=skip_gate, **options))
     with torch.no_grad():
         state = model(tokens(2, SEGMENT), use_cache=True).past_key_values.state
-    assert torch.allclose(state.kept, torch.full_like(state.kept, 0.83), atol=1e-6)
+    assert torch.allclose(state.kept, torch.full_like(state.kept, retention), atol=1e-6)
 
 
 @pytest.mark.parametrize("build", [llama_config, lfm2_config])

@@ -68,7 +68,7 @@ def test_the_state_holds_one_bank_per_flow_and_place(flow):
     "change",
     [
         {"num_slots": 7}, {"slot_dim": 10}, {"num_memory_heads": 4}, {"segment_length": SEGMENT + 1}, {"flow": "layer"},
-        {"retention": 0.99}, {"gate_stretch": 0.2}, {"read_top_k": 2}, {"attention_span": 9},
+        {"retention": 0.99}, {"gate_stretch": 0.2}, {"skip_gate": True}, {"read_top_k": 2}, {"attention_span": 9},
         {"attention_span": 9, "attention_sinks": 2},
     ],
     ids=lambda change: " and ".join(change),

@@ -32,8 +32,9 @@ class Written(NamedTuple):
 
 
 def can_be_joined(banks: Sequence[MemoryBank]) -> bool:
-    """Say whether banks are compact, so that joining them pays, and made of nothing but their own projections."""
-    return bool(banks) and all(not bank.recomputes and bank.is_untouched for bank in banks)
+    """Say whether banks are compact, so that joining them pays, and made of nothing but the paper's projections."""
+    plain = (not bank.recomputes and bank.skip_gate is None and bank.is_untouched for bank in banks)
+    return bool(banks) and all(plain)
 
 
 class JointBanks:

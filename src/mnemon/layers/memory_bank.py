@@ -31,6 +31,7 @@ from mnemon.layers.lean_gradients import (
 
 # Peak of the scores before the first token. Finite, so that it needs no special case.
 _NEVER = -1e30
+_INITIAL_SHARE = 0.9  # of a slot that takes part in an update, where it may also skip it
 _INITIAL_SLOPES = (0.0, 0.05, 0.2, 0.6)
 RMS_EPS = 1e-6
 
@@ -106,6 +107,12 @@ def rms_normalise(bank: Tensor) -> Tensor:
     return bank * torch.rsqrt(bank.square().mean(dim=-1, keepdim=True) + RMS_EPS)
 
 
+def _logit(gate: float, stretch: float) -> float:
+    """Return what a stretched sigmoid maps to `gate`."""
+    unstretched = (gate + stretch) / (1 + 2 * stretch)
+    return math.log(unstretched / (1 - unstretched))
+
+
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype gates, statistics and bank are kept in: float64 for float64 models, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -126,6 +133,8 @@ class MemoryBank(nn.Module):
         retention: share of the bank one update keeps at initialisation, in (0, 1); sets the forget gate's bias.
         gate_stretch: epsilon of the input and forget gates, clamp((1 + 2 epsilon) sigmoid(.) - epsilon, 0, 1): above 0
             they can close and open completely, so that a segment can leave the bank exactly as it is. 0 = sigmoid.
+        skip_gate: whether every slot has one more gate, a number per update, that closes input and opens forget gate at
+            once, so that a segment can pass it by. Its stretch is the gates' own.
         read_top_k: number of slots a token may read per head, None = all.
         norm_eps: epsilon of the memory's own RMS norm.
     """
@@ -140,6 +149,7 @@ class MemoryBank(nn.Module):
         num_heads: int,
         retention: float,
         gate_stretch: float = 0.0,
+        skip_gate: bool = False,
         read_top_k: int | None = None,
         norm_eps: float = 1e-6,
     ) -> None:
@@ -150,8 +160,10 @@ class MemoryBank(nn.Module):
         # Recomputing instead of keeping costs a little time; it pays where the kept tensors are as wide as the model.
         self.recomputes = 2 * slot_dim > hidden_size
         self.gate_stretch = gate_stretch
-        unstretched = (retention + gate_stretch) / (1 + 2 * gate_stretch)
-        self.forget_bias = math.log(unstretched / (1 - unstretched))
+        # A slot that takes part with a share s forgets s (1 - f) of its content.
+        takes_part = max(_INITIAL_SHARE, 1 - retention / 2) if skip_gate else 1.0
+        self.forget_bias = _logit(1 - (1 - retention) / takes_part, gate_stretch)
+        self.skip_bias = _logit(takes_part, gate_stretch) if skip_gate else None
         self.read_top_k = read_top_k
         self.norm_eps = norm_eps
         self.read_query = BankProjection(hidden_size, slot_dim, bias=False)
@@ -169,6 +181,7 @@ class MemoryBank(nn.Module):
         self.input_gate = BankProjection(slot_dim, slot_dim)
         self.forget_gate = BankProjection(slot_dim, slot_dim)
         self.forget_gate_bank = BankProjection(slot_dim, slot_dim, bias=False)
+        self.skip_gate = BankProjection(slot_dim, 1) if skip_gate else None
 
     @property
     def is_untouched(self) -> bool:
@@ -189,7 +202,7 @@ class MemoryBank(nn.Module):
             values.append((linear.weight, torch.randn_like(linear.weight) / math.sqrt(linear.in_features)))
         for gate, bias in (
             (self.output_gate, 0.0), (self.input_gate, 0.0), (self.forget_gate, self.forget_bias),
-            (self.forget_gate_bank, None),
+            (self.forget_gate_bank, None), *(() if self.skip_gate is None else ((self.skip_gate, self.skip_bias),)),
         ):  # fmt: skip
             values.append((gate.weight, torch.zeros_like(gate.weight)))
             if bias is not None:
@@ -317,13 +330,17 @@ class MemoryBank(nn.Module):
             U = softmax(write scores) y W_V';   g_in = sigmoid(U W_in + b_in)
             g_forget = sigmoid(U W_f + M W_fm + b_f);   M <- g_in * tanh(U) + g_forget * M
 
+        With a skip gate s = sigmoid(U w_s + b_s), one number per slot, a share 1 - s of every slot stays as it is: the
+        gates are then s g_in and 1 - s (1 - g_forget).
+
         Args:
             bank: the running bank, [B, J, W] (in flow `depth` what the block before left).
             statistics: statistics over all tokens of the segment.
         Returns:
             The new bank [B, J, W] and the gates.
         Source:
-            arXiv:2502.06049, equations 4-6, gates computed per slot from the slot's own new content.
+            arXiv:2502.06049, equations 4-6, gates computed per slot from the slot's own new content; the skip gate is
+            our own.
         """
         total = statistics.total.clamp_min(torch.finfo(bank.dtype).tiny)
         written = self._merge(content_of(statistics.value, total))
@@ -332,6 +349,9 @@ class MemoryBank(nn.Module):
             _linear_in(bank.dtype, self.forget_gate, written)
             + _linear_in(bank.dtype, self.forget_gate_bank, rms_normalise(bank))
         )
+        if self.skip_gate is not None:
+            takes_part = self._gate(_linear_in(bank.dtype, self.skip_gate, written))
+            input_gate, forget_gate = takes_part * input_gate, 1 - takes_part * (1 - forget_gate)
         return gated_update(input_gate, written, forget_gate, bank), GateValues(input_gate, forget_gate)
 
     def _written_projections(self, residual: Tensor) -> tuple[Tensor, Tensor]:

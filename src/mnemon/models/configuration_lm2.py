@@ -31,6 +31,8 @@ class LM2Config(CompositeConfig):
         retention: share of the bank that one complete pass over all blocks keeps at initialisation, in (0, 1).
         gate_stretch: how far the input and forget gates are stretched beyond (0, 1) before they are cut off there, so
             that they can close and open completely; 0 = the paper's sigmoid.
+        skip_gate: whether every slot has one more gate that closes its input gate and opens its forget gate at once, so
+            that a segment without news can leave it as it is; not in the paper.
         bptt_segments: segments that gradients flow through; None = all.
         blocks_path: where the decoder's blocks are, as a dotted path such as `model.layers`; None = found by structure.
         attention_name: name of the attention inside a block, such as `self_attn`; None = found by structure.
@@ -51,6 +53,7 @@ class LM2Config(CompositeConfig):
     read_top_k: int | None = None
     retention: float = 0.9
     gate_stretch: float = 0.0
+    skip_gate: bool = False
     bptt_segments: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

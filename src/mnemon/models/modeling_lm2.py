@@ -107,6 +107,7 @@ class LM2ForCausalLM(MemoryModel):
                     config.num_memory_heads,
                     retention=kept_per_update,
                     gate_stretch=config.gate_stretch,
+                    skip_gate=config.skip_gate,
                     read_top_k=config.read_top_k,
                 )
                 for index in indices

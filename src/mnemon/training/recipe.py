@@ -29,6 +29,7 @@ class LM2Options(Section):
     read_top_k: Positive | None = None
     retention: Annotated[float, Field(gt=0, lt=1)] = 0.9
     gate_stretch: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    skip_gate: bool = False
     bptt_segments: Positive | None = None
     blocks_path: str | None = None
     attention_name: str | None = None
