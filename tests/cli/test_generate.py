@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from saved_models import save_models, tiny_llama, tiny_tokenizer
+from transformers import LlamaForCausalLM
 
 import mnemon
 from mnemon.cli.app import main
-from mnemon.data.tokenizer import train_tokenizer
 
 Run = Callable[..., str]
 
@@ -19,28 +19,14 @@ Run = Callable[..., str]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Save a random LM2, a random Llama with a tiny tokenizer, and a memory alone for it; return their folders."""
-    tokenizer = train_tokenizer(["Mary went to the garden. John took the milk to the office."], 300)
-    base = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    memory = mnemon.LM2Config(base_config=base, num_slots=4, slot_dim=8, num_memory_heads=2, segment_length=8)
-    folders = {}
-    for name, model in {"lm2": mnemon.LM2ForCausalLM(memory), "plain": LlamaForCausalLM(base)}.items():
-        folder = tmp_path_factory.mktemp("models") / name
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folders[name] = str(folder)
-    adapted = mnemon.LM2ForCausalLM.from_base(
-        folders["plain"], freeze_base=True, num_slots=4, slot_dim=8, num_memory_heads=2, segment_length=8
-    )
+    tokenizer = tiny_tokenizer()
+    base, memory = tiny_llama(tokenizer), {"num_slots": 4, "slot_dim": 8, "num_memory_heads": 2, "segment_length": 8}
+    built = {
+        "lm2": lambda: mnemon.LM2ForCausalLM(mnemon.LM2Config(base_config=base, **memory)),
+        "plain": lambda: LlamaForCausalLM(base),
+    }
+    folders = save_models(tmp_path_factory.mktemp("models"), tokenizer, built)
+    adapted = mnemon.LM2ForCausalLM.from_base(folders["plain"], freeze_base=True, **memory)
     folders["adapter"] = str(adapted.save_adapter(tmp_path_factory.mktemp("models") / "adapter"))
     return folders
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from saved_models import save_models, tiny_llama, tiny_tokenizer
 from trace_cases import lm2_trace
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import mnemon
 from mnemon.cli.app import main
-from mnemon.data.tokenizer import train_tokenizer
 from mnemon.inspection.page import page
 from mnemon.inspection.trace import load_trace, save_trace
 
@@ -106,32 +105,16 @@ def test_a_shipped_model_is_recorded_explained_and_shown(tmp_path: Path, capsys:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Save a random MoM, a random RMT and a random Llama without a memory; return their folders."""
-    tokenizer = train_tokenizer(["Mary went to the garden. John took the milk to the office."], 300)
-    base = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    base = tiny_llama(tokenizer)
     mixture = mnemon.MoMConfig(base_config=base, num_memories=3, top_k=2, num_heads=2, head_dim=8)
     recurrent = mnemon.RMTConfig(base_config=base, num_memory_tokens=3, segment_length=8)
     built = {
-        "mom": mnemon.MoMForCausalLM(mixture),
-        "rmt": mnemon.RMTForCausalLM(recurrent),
-        "plain": LlamaForCausalLM(base),
+        "mom": lambda: mnemon.MoMForCausalLM(mixture),
+        "rmt": lambda: mnemon.RMTForCausalLM(recurrent),
+        "plain": lambda: LlamaForCausalLM(base),
     }
-    folders = {}
-    for name, model in built.items():
-        folder = tmp_path_factory.mktemp("models") / name
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folders[name] = str(folder)
-    return folders
+    return save_models(tmp_path_factory.mktemp("models"), tokenizer, built)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from saved_models import save_models, tiny_llama, tiny_tokenizer
+from transformers import LlamaForCausalLM
 
 import mnemon
 from mnemon.cli.app import main
-from mnemon.data.tokenizer import train_tokenizer
 from mnemon.models.memory_file import MEMORY
 from mnemon.models.state import MemoryState
 from mnemon.typed_files import read_header
@@ -32,18 +32,8 @@ CHAT_TEMPLATE = (
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Save random models of every family with a tiny tokenizer; return their folders."""
-    tokenizer = train_tokenizer(TEXTS.values(), 300)
-    base = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    tokenizer = tiny_tokenizer(*TEXTS.values())
+    base = tiny_llama(tokenizer, max_position_embeddings=512)
     lm2 = {"base_config": base, "num_slots": 4, "slot_dim": 8, "num_memory_heads": 2, "segment_length": 16}
     built = {
         "lm2": lambda: mnemon.LM2ForCausalLM(mnemon.LM2Config(**lm2, attention_span=32, attention_sinks=2)),
@@ -54,16 +44,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "rmt": lambda: mnemon.RMTForCausalLM(mnemon.RMTConfig(base_config=base, segment_length=16)),
         "plain": lambda: LlamaForCausalLM(base),
     }
-    folders = {}
     root = tmp_path_factory.mktemp("models")
-    for seed, (name, build) in enumerate(built.items()):
-        torch.manual_seed(seed)
-        folders[name] = str(root / name)
-        build().save_pretrained(folders[name])
-        tokenizer.save_pretrained(folders[name])
+    folders = save_models(root, tokenizer, built)
     mnemon.LM2ForCausalLM.from_pretrained(folders["lm2"]).save_pretrained(root / "other-tokenizer")
-    train_tokenizer(["quite another text"], 300).save_pretrained(root / "other-tokenizer")
-    talker = train_tokenizer(TEXTS.values(), 300)
+    tiny_tokenizer("quite another text").save_pretrained(root / "other-tokenizer")
+    talker = tiny_tokenizer(*TEXTS.values())
     talker.chat_template = CHAT_TEMPLATE
     mnemon.LM2ForCausalLM.from_pretrained(folders["lm2"]).save_pretrained(root / "talker")
     talker.save_pretrained(root / "talker")
