@@ -14,6 +14,7 @@ import torch
 from mnemon.errors import ConfigError
 from mnemon.evaluation.results import BabilongResult, Cell, EvaluationSettings, ModelInfo, Prediction
 from mnemon.studies.babilong_tables import Answers, accuracy_grid, compare_with, model_rows, verdicts
+from mnemon.studies.lm2_ablation import Lm2Ablation
 from mnemon.studies.lm2_figure5 import Lm2Figure5
 from mnemon.studies.lm2_mmlu import choose
 from mnemon.studies.lm2_table1 import Lm2Table1
@@ -194,3 +195,43 @@ def test_the_studies_of_text_are_made_from_end_to_end(name: str, tmp_path: Path)
     page = (tmp_path / "study" / "page.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {study.title}")
     assert "perplexity at 512" in page
+
+
+def test_every_change_of_the_ablation_is_a_recipe_of_its_own() -> None:
+    for size in Lm2Ablation.scales:
+        order = Order("lm2-ablation", size)
+        study, scale = order.resolve()
+        variants = choose_variants(study, scale, base_recipe(study, scale), ())
+        runs = plan_runs(study, scale, variants, 1)
+        recipes = [run.recipe.model_dump_json() for run in runs]
+        assert len(set(recipes)) == len(recipes) == len(variants) > 15
+        assert variants[0].name == "base"
+        assert ("flow.layer" in {variant.name for variant in variants}) == (size == "small")  # tiny has one block
+        assert {run.recipe.optimisation.max_tokens for run in runs} == {runs[0].recipe.optimisation.max_tokens}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_changes_are_judged_over_all_lengths_together(seeds: int) -> None:
+    def runs(label: str, marks: Sequence[bool]) -> list[dict[str, Any]]:
+        settings = answered(label, marks)
+        return [{"results": [asdict(settings)]}] * seeds
+
+    measures = {"base": runs("base", BAD), "same": runs("same", BAD), "better": runs("better", GOOD)}
+    variants = [{"name": name, "arm": f"what {name} is", "state_bytes": {"64": 8}} for name in measures]
+    results = Lm2Ablation().analyse(variants, json.loads(json.dumps(measures)))
+    assert [test["variant"] for test in results["comparisons"]] == ["same", "better"]
+    assert results["comparisons"][1]["difference"]["mean"] == pytest.approx(0.75)
+    assert results["rows"][0]["all"]["mean"] == 0.25
+    lines = Lm2Ablation().body({**results, "variants": variants, "recipe": {"name": "r"}})
+    assert "- Better than the base: `better`." in lines
+    assert "- Cannot be told from it: `same`." in lines
+    assert any("| better | what better is | 100 | 8 | 100 |" in line for line in "\n".join(lines).splitlines())
+
+
+def test_an_ablation_is_made_from_end_to_end(tmp_path: Path) -> None:
+    order = Order("lm2-ablation", "tiny", only=("base", "gates.skip"), changes=FEW, samples=2, lengths=("0k", "1k"))
+    reproduce(order, tmp_path / "study")
+    page = (tmp_path / "study" / "page.md").read_text(encoding="utf-8")
+    assert "| gates.skip | one gate per slot to skip an update |" in page
+    assert (tmp_path / "study" / "differences.svg").is_file()
+    assert [row["label"] for row in read_results(tmp_path / "study")["rows"]] == ["base", "gates.skip"]

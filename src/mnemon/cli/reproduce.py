@@ -19,7 +19,8 @@ def reproduce(
     study: Annotated[
         str,
         typer.Argument(
-            metavar="STUDY", help="lm2-table1, lm2-figure5, lm2-mmlu, mom-mqar, mom-text; or mom-tables, the last two."
+            metavar="STUDY",
+            help="lm2-table1, lm2-ablation, lm2-figure5, lm2-mmlu, mom-mqar, mom-text; or mom-tables, the last two.",
         ),
     ],
     scale: Annotated[str, typer.Option(help="tiny, small, or paper where it has one (--dry-run first).")] = "tiny",

@@ -101,6 +101,29 @@ def accuracy_over_length(rows: Sequence[Json]) -> Plot:
         return finish(figure, "accuracy-over-length", title)
 
 
+def differences_to(base: str, comparisons: Sequence[Json]) -> Plot:
+    """Draw how much more each variant answers rightly than the base, with 95 % intervals.
+
+    Args:
+        base: name of what they are compared with.
+        comparisons: `variant` and `difference`, an interval in -1..1.
+    """
+    names = [test["variant"] for test in comparisons]
+    ends = [{end: 100 * test["difference"][end] for end in ("low", "mean", "high")} for test in comparisons]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 1.2 + 0.26 * len(names)), layout="constrained")
+        axes = figure.add_subplot()
+        means = [end["mean"] for end in ends]
+        reach = [[end["mean"] - end["low"] for end in ends], [end["high"] - end["mean"] for end in ends]]
+        places = range(len(names))
+        axes.errorbar(means, places, xerr=reach, fmt="o", color="#0072B2", markersize=5, capsize=2, linestyle="none")
+        axes.axvline(0, color="#666666", linewidth=1)
+        axes.set_yticks(places, names)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"answered rightly, points more than {base}")
+        return finish(figure, "differences", f"Differences to {base}")
+
+
 def loss_curves(variants: Sequence[Json]) -> Plot:
     """Draw the training loss over the tokens read, mean over seeds, a panel per rule and a line per arm."""
     title = "Training loss over the tokens read"

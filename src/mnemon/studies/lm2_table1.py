@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mnemon.evaluation.checkpoints import load_spec
 from mnemon.evaluation.compare.published import NOTE
 from mnemon.evaluation.results import BabilongResult, result_from_dict
-from mnemon.evaluation.retrieval import RetrievalSettings, make_retriever
+from mnemon.evaluation.retrieval import RetrievalSettings, Retriever, make_retriever
 from mnemon.evaluation.run import EvaluationRun, write_run
 from mnemon.evaluation.samples import parse_length
 from mnemon.evaluation.suite import SuiteOptions, evaluate_models
@@ -96,23 +96,15 @@ class Lm2Table1(Study):
 
         The plain decoder is asked a second time, at all lengths, with what a retriever finds in place of the text.
         """
-        assert isinstance(run.recipe.data, BabilongData)
         device = "cuda" if wants_cuda(run.recipe.optimisation) else "cpu"
         source = run.variant.recipe or run.recipe.name
         spec = load_spec(LABELS[run.variant.arm], str(folder), device=device, source=source)
         measured: dict[str, list[Json]] = {}
         for retriever in (None, make_retriever(_RETRIEVAL)) if run.variant.arm == "plain" else (None,):
             for name, lengths in _by_range(run.lengths if retriever else _asked(run)).items():
-                options = SuiteOptions(
-                    tasks=tuple(run.recipe.data.tasks),
-                    lengths=lengths,
-                    num_samples=run.samples,
-                    samples_at={length: _samples(run.samples, length) for length in lengths},
-                    background=run.recipe.data.background,
-                    background_name=Path(run.recipe.data.background).name,
-                    layout="short",
-                    controls=run.variant.arm == "lm2",
-                    retriever=retriever,
+                samples_at = {length: _samples(run.samples, length) for length in lengths}
+                options = suite_options(
+                    run, lengths, samples_at, controls=run.variant.arm == "lm2", retriever=retriever
                 )
                 found = evaluate_models([spec], options, cells_folder=folder / "cells").results
                 measured.setdefault(name, []).extend(asdict(result) for result in found)
@@ -164,6 +156,37 @@ class Lm2Table1(Study):
         from mnemon.studies.figures import accuracy_over_length
 
         return [accuracy_over_length(results["rows"])]
+
+
+def suite_options(
+    run: PlannedRun,
+    lengths: tuple[str, ...],
+    samples_at: Mapping[str, int],
+    controls: bool = False,
+    retriever: Retriever | None = None,
+) -> SuiteOptions:
+    """Return how a run is asked: in the layout and on the kind of text it was trained on.
+
+    Args:
+        run: what was trained.
+        lengths: of the texts.
+        samples_at: samples per task at lengths with others than `run.samples`.
+        controls: whether a model with a memory is asked a second time with its memory knocked out.
+        retriever: what picks sentences of the text for the model to read; None = it reads all.
+    """
+    data = run.recipe.data
+    assert isinstance(data, BabilongData)
+    return SuiteOptions(
+        tasks=tuple(data.tasks),
+        lengths=lengths,
+        num_samples=run.samples,
+        samples_at=dict(samples_at),
+        background=data.background,
+        background_name=Path(data.background).name,
+        layout="short",
+        controls=controls,
+        retriever=retriever,
+    )
 
 
 _TEST_NOTE = (
