@@ -100,8 +100,8 @@ class Lm2Ablation(Study):
             f"`{results['recipe']['name']}` with one change at a time, the same number of training tokens each. The "
             f"same {samples} questions of every task at every length ({', '.join(lengths)}); the longest training "
             f"texts have {trained:,} tokens. *all* is the mean over tasks and lengths in percent, *difference* that of "
-            "the changed model to the base in points, with 95 % intervals, on the same questions: with one training seed "
-            "over questions (paired bootstrap, McNemar's exact test), with several over seeds and questions "
+            "the changed model to the base in points, with 95 % intervals, on the same questions: with one training "
+            "seed over questions (paired bootstrap, McNemar's exact test), with several over seeds and questions "
             "(crossed bootstrap). Holm-corrected over all lines; bold: below 0.05. One seed says nothing about others.",
             "",
             _change_grid(results, lengths).markdown(),
