@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mnemon.data.babi import GENERATED_TASKS
 from mnemon.data.babilong import Sample, build_prompt, generate
-from mnemon.data.encoding import IGNORED, evaluation_prompt, training_example
+from mnemon.data.encoding import IGNORED, evaluation_prompt, fact_columns, training_example
 from mnemon.errors import ConfigError
 
 SAMPLE = Sample("qa1", 0, "Mary went to the garden.", "Where is Mary?", "garden", (("Where is John?", "office"),))
@@ -41,6 +41,24 @@ def test_the_fast_way_gives_the_tokens_of_the_written_text(
     ids, labels = training_example(sample, tokenizer, max_questions=questions)
     assert ids == tokenizer(written_out(sample, questions), add_special_tokens=False)["input_ids"]
     assert len(labels) == len(ids)
+
+
+@given(task=st.sampled_from(GENERATED_TASKS), length=st.sampled_from([0, 500, 1500]), seed=st.integers(0, 2**32))
+def test_the_marked_tokens_are_the_facts_in_order(
+    tokenizer: PreTrainedTokenizerFast, task: str, length: int, seed: int
+) -> None:
+    (sample,) = generate(task, length, 1, tokenizer, seed=seed)
+    ids, _ = training_example(sample, tokenizer)
+    marks = fact_columns(sample, tokenizer, ids)
+    assert len(marks) == len(ids)
+    told = tokenizer.decode([token for token, marked in zip(ids, marks, strict=True) if marked])
+    assert told.split() == " ".join(sample.facts).split()
+
+
+def test_facts_whose_tokens_run_into_each_other_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    (sample,) = generate("qa1", 0, 1, tokenizer, seed=0)
+    with pytest.raises(ConfigError, match="use loss_on 'answers' or 'all'"):
+        fact_columns(sample, tokenizer, [tokenizer.eos_token_id])
 
 
 def test_labels_stand_on_the_answers_and_their_end_alone(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -181,3 +181,25 @@ def test_one_process_keeps_the_batch_as_it_is(maker: BabilongBatches) -> None:
     mask, labels = batch["attention_mask"], batch["labels"]
     others = mask[:, 1:].bool() & mask[:, :-1].bool() & (labels[:, 1:] == IGNORED)
     assert (batch["answer_tokens"], batch["context_tokens"]) == ((labels != IGNORED).sum(), others.sum())
+
+
+def test_the_loss_on_the_text_is_about_every_other_token_or_the_facts_alone(tiny: dict[str, Any]) -> None:
+    recipe = check_recipe(tiny)
+    batches = {
+        loss_on: BabilongBatches(
+            recipe.data.model_copy(update={"loss_on": loss_on}), build_tokenizer(recipe), seed=1, batch_tokens=1024
+        ).make(2, 1)
+        for loss_on in ("all", "facts")
+    }
+    everything, facts = batches["all"], batches["facts"]
+    mask, labels = everything["attention_mask"].bool(), everything["labels"]
+    followers = torch.zeros_like(mask)
+    followers[:, 1:] = mask[:, 1:] & mask[:, :-1]
+    assert torch.equal(everything["context"], followers & (labels == IGNORED))
+    assert everything["context_tokens"] == everything["context"].sum() > facts["context_tokens"] > 0
+    assert facts["context_tokens"] == facts["context"].sum()
+    assert (everything["context"] | ~facts["context"]).all()
+    text = build_tokenizer(recipe).decode(facts["input_ids"][facts["context"]])
+    assert {"Mary", "John", "Daniel", "Sandra"} & set(text.split())
+    shares = [share_rows(facts, rank, 2) for rank in range(2)]
+    assert sum(int(share["context"].sum()) for share in shares) == facts["context_tokens"]

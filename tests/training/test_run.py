@@ -250,6 +250,7 @@ def section_of(raw: dict[str, Any], path: str) -> dict[str, Any]:
         ("data", "tasks", {"qa1": 1.0, "qa6": 2.0}),
         ("data", "questions_per_story", 1),
         ("data", "loss_on", "all"),
+        ("data", "loss_on", "facts"),
         ("data.curriculum", "share_shorter", 0.9),
         ("data.curriculum", "start_stage", 0),
         ("optimisation", "learning_rate", 2e-3),

@@ -14,6 +14,7 @@ Answer: hallway<eos>
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from mnemon.data.prompts import build_prompt
@@ -85,6 +86,40 @@ def training_example(
         ids += asked + answered
         labels += (asked if loss_on == "all" else [IGNORED] * len(asked)) + answered
     return ids, labels
+
+
+def fact_columns(sample: Sample, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bool]:
+    """Say which tokens of a sample's text belong to its facts.
+
+    Args:
+        sample: the sample.
+        tokenizer: its tokenizer.
+        ids: token ids that hold the text, as `training_example` returns them.
+
+    Returns:
+        A mark per token.
+
+    Raises:
+        ConfigError: the tokenizer joins tokens of a fact with those of its neighbours.
+    """
+    marks, after = [False] * len(ids), 0
+    for fact in sample.facts:
+        found = (_find(ids, _encode_short(tokenizer, text), after) for text in (f" {fact}", fact))
+        span = min((span for span in found if span is not None), default=None)
+        if span is None:
+            raise ConfigError(f"this tokenizer has no tokens of {fact!r} alone; use loss_on 'answers' or 'all'")
+        start, after = span
+        marks[start:after] = [True] * (after - start)
+    return marks
+
+
+def _find(ids: Sequence[int], wanted: Sequence[int], after: int) -> tuple[int, int] | None:
+    """Return where a piece first stands at or behind a place."""
+    size = len(wanted)
+    for start in range(after, len(ids) - size + 1):
+        if ids[start] == wanted[0] and tuple(ids[start : start + size]) == tuple(wanted):
+            return start, start + size
+    return None
 
 
 def _encode_prompt(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -161,6 +161,7 @@ def _data_changes(data: BabilongData) -> dict[str, tuple[str, tuple[str, ...]]]:
             (f"data.lengths=[{', '.join(map(str, [*data.lengths, 2 * longest]))}]",),
         ),
         "training.all-tokens": ("loss on the text as well", ("data.loss_on=all",)),
+        "training.facts": ("loss on the facts as well", ("data.loss_on=facts",)),
     }
 
 

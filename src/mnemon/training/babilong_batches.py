@@ -5,19 +5,35 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from mnemon.data.babilong import Sample, generate
 from mnemon.data.background import Background, load_background
-from mnemon.data.encoding import IGNORED, training_example
+from mnemon.data.encoding import IGNORED, fact_columns, training_example
 from mnemon.errors import DataError
 from mnemon.training.batches import Batch, share_rows
 from mnemon.training.data_sections import BabilongData, Stage
 
 _ATTEMPTS = 20
+
+
+class Row(NamedTuple):
+    """One sample in tokens.
+
+    Attributes:
+        task: its task.
+        ids: token ids.
+        labels: answer tokens, -100 elsewhere.
+        facts: which tokens belong to facts; None = nobody asks.
+    """
+
+    task: str
+    ids: list[int]
+    labels: list[int]
+    facts: list[bool] | None
 
 
 @dataclass
@@ -66,20 +82,20 @@ class BabilongBatches:
             for task in stage.tasks or self.data.tasks:
                 self._next({}, task, stage, random.Random(0))
 
-    def _rows(self, stage: Stage, rng: random.Random) -> list[tuple[str, list[int], list[int]]]:
-        """Draw (task, ids, labels) until one more row would exceed the token budget."""
+    def _rows(self, stage: Stage, rng: random.Random) -> list[Row]:
+        """Draw rows until one more would exceed the token budget."""
         tasks = list(stage.tasks or self.data.tasks)
         weights = [self.data.tasks[task] for task in tasks]
         sources: dict[str, Iterator[Sample]] = {}
-        rows: list[tuple[str, list[int], list[int]]] = []
+        rows: list[Row] = []
         longest = 0
         while True:
             task = rng.choices(tasks, weights)[0]
-            ids, labels = self._encode(self._next(sources, task, stage, rng))
-            longest = max(longest, len(ids))
+            row = self._encode(self._next(sources, task, stage, rng))
+            longest = max(longest, len(row.ids))
             if len(rows) >= self.min_rows and longest * (len(rows) + 1) > self.batch_tokens:
                 return rows
-            rows.append((task, ids, labels))
+            rows.append(row)
 
     def _next(self, sources: dict[str, Iterator[Sample]], task: str, stage: Stage, rng: random.Random) -> Sample:
         """Return the next sample of a task, from a new source where the present one cannot reach the exact length."""
@@ -108,30 +124,34 @@ class BabilongBatches:
             max_facts=stage.max_facts,
         )
 
-    def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
-        return training_example(sample, self.tokenizer, max_questions=self.data.questions_per_story)
+    def _encode(self, sample: Sample) -> Row:
+        ids, labels = training_example(sample, self.tokenizer, max_questions=self.data.questions_per_story)
+        facts = fact_columns(sample, self.tokenizer, ids) if self.data.loss_on == "facts" else None
+        return Row(sample.task, ids, labels, facts)
 
-    def collate(self, rows: list[tuple[str, list[int], list[int]]], length: int) -> Batch:
+    def collate(self, rows: list[Row], length: int) -> Batch:
         """Stack rows, padded on the left so that the questions of all rows stand at the end.
 
         Args:
-            rows: (task, token ids, labels) per row; labels mark answer tokens, -100 elsewhere.
+            rows: what stands in them; labels mark answer tokens, -100 elsewhere.
             length: context length of the rows in tokens, for the statistics.
 
         Returns:
             The batch; all answer tokens of a question together are one question.
         """
-        width = max(len(ids) for _, ids, _ in rows)
+        width = max(len(row.ids) for row in rows)
         input_ids = torch.full((len(rows), width), self.tokenizer.pad_token_id, dtype=torch.long)
         labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
+        context = torch.zeros((len(rows), width), dtype=torch.bool)
         question_ids: list[int] = []
         tasks: list[str] = []
-        for row, (task, ids, row_labels) in enumerate(rows):
+        for number, (task, ids, row_labels, facts) in enumerate(rows):
             start = width - len(ids)
-            input_ids[row, start:] = torch.tensor(ids)
-            labels[row, start:] = torch.tensor(row_labels)
-            mask[row, start:] = 1
+            input_ids[number, start:] = torch.tensor(ids)
+            labels[number, start:] = torch.tensor(row_labels)
+            mask[number, start:] = 1
+            context[number, start + 1 :] = True if facts is None else torch.tensor(facts[1:])
             previous = IGNORED
             for label in row_labels:
                 if label != IGNORED:
@@ -140,7 +160,7 @@ class BabilongBatches:
                     question_ids.append(len(tasks) - 1)
                 previous = label
         first = int((labels != IGNORED).any(dim=0).nonzero()[0])
-        followers = int((mask[:, 1:] & mask[:, :-1]).sum())
+        context &= labels == IGNORED
         return {
             "input_ids": input_ids,
             "attention_mask": mask,
@@ -150,8 +170,9 @@ class BabilongBatches:
             "tasks": tasks,
             "keep": width - first + 1,
             "counted": torch.ones(len(rows), dtype=torch.bool),
+            "context": context,
             "tokens": int(mask.sum()),
             "answer_tokens": len(question_ids),
-            "context_tokens": followers - len(question_ids),
+            "context_tokens": int(context.sum()),
             "length": length,
         }

@@ -26,8 +26,9 @@ Batch = dict[str, Any]
 [labels that are not ignored] numbers the question of every label in row-major order (empty where nothing is asked);
 `questions`: the number of each of these questions in the whole batch; `tasks`: the task of each question of the whole
 batch; `keep`: the shortest suffix of columns whose outputs predict all labels; `counted` [B]: rows that take part in
-the loss; `tokens`, `answer_tokens`, `context_tokens`: real tokens, labels, and the other tokens that have a
-predecessor, in the whole batch; `length`: context length for the statistics; `stage`: the stage it was drawn from.
+the loss; `context` [B, T]: tokens without a label that the loss on the text is about; `tokens`, `answer_tokens`,
+`context_tokens`: real tokens, labels and tokens of `context` in the whole batch; `length`: context length for the
+statistics; `stage`: the stage it was drawn from.
 """
 
 
@@ -60,6 +61,8 @@ def dense_batch(input_ids: torch.Tensor, labels: torch.Tensor, tasks: Sequence[s
     asked = labels != IGNORED
     first = int(asked.any(dim=0).nonzero()[0])
     answer_tokens = int(asked.sum())
+    context = ~asked
+    context[:, 0] = False
     return {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
@@ -69,9 +72,10 @@ def dense_batch(input_ids: torch.Tensor, labels: torch.Tensor, tasks: Sequence[s
         "tasks": list(tasks),
         "keep": width - first + 1,
         "counted": torch.ones(rows, dtype=torch.bool),
+        "context": context,
         "tokens": rows * width,
         "answer_tokens": answer_tokens,
-        "context_tokens": rows * (width - 1) - answer_tokens,
+        "context_tokens": int(context.sum()),
         "length": length,
     }
 
@@ -101,9 +105,10 @@ def share_rows(batch: Batch, rank: int, count: int, segment_length: int | None =
     if not fillers and segment_length is not None:
         fillers = int(-(-lengths[own[0]] // segment_length) < -(-lengths[longest] // segment_length))
     rows = own + [longest] * fillers
-    share = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "labels", "counted")}
+    share = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "labels", "counted", "context")}
     share["labels"][len(own) :] = IGNORED
     share["counted"][len(own) :] = False
+    share["context"][len(own) :] = False
     if not batch["questions"]:
         return batch | share
     row_of_token = (batch["labels"] != IGNORED).nonzero()[:, 0]

@@ -65,7 +65,8 @@ class BabilongData(Section):
             finds out which fact answers a question much sooner when there are two than when there are ten.
         first_tasks: tasks of the `fact_limits` stages; empty = all of them.
         questions_per_story: most questions asked at the end of one context.
-        loss_on: `answers`, or `all` (adds the mean loss of every other token times `context_loss_weight`).
+        loss_on: `answers`; `all` adds the mean loss of every other token times `context_loss_weight`, `facts` that of
+            the tokens of the facts, not of the text they are hidden in.
         workers: processes that make batches; 0 = one background thread, enough for models that run on a CPU. With
             processes, a script that calls `train` needs the usual `if __name__ == "__main__":` guard.
     """
@@ -78,7 +79,7 @@ class BabilongData(Section):
     first_tasks: list[str] = Field(default_factory=list)
     curriculum: CurriculumSection = CurriculumSection()
     questions_per_story: Positive = 4
-    loss_on: Literal["answers", "all"] = "answers"
+    loss_on: Literal["answers", "all", "facts"] = "answers"
     context_loss_weight: Annotated[float, Field(ge=0)] = 0.1
     workers: Annotated[int, Field(ge=0)] = 0
 
@@ -107,7 +108,7 @@ class BabilongData(Section):
     @property
     def context_weight(self) -> float | None:
         """Return the weight of the loss on tokens that are no answers, None where it is not wanted."""
-        return self.context_loss_weight if self.loss_on == "all" else None
+        return None if self.loss_on == "answers" else self.context_loss_weight
 
     @model_validator(mode="after")
     def _growing(self) -> BabilongData:

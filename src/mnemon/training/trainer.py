@@ -226,7 +226,7 @@ class AnswerTrainer(Trainer):
         self._right = questions_right(scores.argmax(-1) == targets[asked], inputs["question_ids"])
         loss: torch.Tensor = losses / num_items_in_batch
         if everything:
-            loss = loss + self._context_loss(logits, inputs, asked)
+            loss = loss + self._context_loss(logits, inputs)
         return (loss + self._balance_loss(outputs)) * self.processes.count
 
     def _extras_wanted(self) -> dict[str, bool]:
@@ -347,12 +347,11 @@ class AnswerTrainer(Trainer):
             "base_fingerprint": base_fingerprint(self.network),
         }
 
-    def _context_loss(self, logits: torch.Tensor, inputs: Batch, asked: torch.Tensor) -> torch.Tensor:
-        """Return the weighted mean loss of the tokens that are no answers: the own ones' part of it."""
-        other = inputs["attention_mask"][:, 1:].bool() & inputs["attention_mask"][:, :-1].bool() & ~asked
-        other &= inputs["counted"][:, None]
-        losses = F.cross_entropy(logits[other].float(), inputs["input_ids"][:, 1:][other], reduction="sum")
-        mean = losses / inputs["context_tokens"]
+    def _context_loss(self, logits: torch.Tensor, inputs: Batch) -> torch.Tensor:
+        """Return the weighted mean loss of the text, or of the facts in it: the own tokens' part of it."""
+        text = inputs["context"][:, 1:]
+        losses = F.cross_entropy(logits[text].float(), inputs["input_ids"][:, 1:][text], reduction="sum")
+        mean = losses / max(1, inputs["context_tokens"])
         return (self.recipe.data.context_weight or 0.0) * mean / self.args.gradient_accumulation_steps
 
     def _diverged(self, what: str, value: float) -> Exception:
