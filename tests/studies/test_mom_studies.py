@@ -70,6 +70,17 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(mqar: Path) -> 
     assert told == ["5 of 5 runs are finished already"]
 
 
+def test_a_study_of_an_earlier_version_goes_on_where_a_key_has_come_since(mqar: Path) -> None:
+    plan = mqar / "study.json"
+    written = plan.read_text(encoding="utf-8")
+    begun_with, told = json.loads(written), list[str]()
+    assert begun_with["recipe"]["optimisation"].pop("gradient_checkpointing") is False  # its default
+    plan.write_text(json.dumps(begun_with), encoding="utf-8")
+    reproduce(MQAR, mqar, command="mnemon reproduce mom-mqar", report=told.append)
+    assert told == ["5 of 5 runs are finished already"]
+    assert json.loads(plan.read_text(encoding="utf-8")) == json.loads(written)
+
+
 @pytest.mark.slow
 def test_runs_in_processes_of_their_own_give_the_same_numbers(mqar: Path, tmp_path: Path) -> None:
     told = list[str]()

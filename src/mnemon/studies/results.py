@@ -17,6 +17,7 @@ from mnemon.studies.planning import base_recipe, choose_variants, counted_facts,
 from mnemon.studies.registry import get_study
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
 from mnemon.training.recipe import Recipe
+from mnemon.training.recipe_io import check_recipe
 from mnemon.training.run import SUMMARY_FILE
 from mnemon.training.trainer import wants_cuda
 
@@ -102,6 +103,15 @@ def _refuse_to_launch(runs: Sequence[PlannedRun], root: Path, overwrite: bool) -
     refuse_untrained(runs, root)
 
 
+def _with_defaults(begun_with: Json) -> Json:
+    """Complete a recipe by the keys that have come since it was written: what they do now by default was done then."""
+    try:
+        recipe = check_recipe(begun_with["recipe"])
+    except (ConfigError, KeyError):  # of something else: the comparison says what
+        return begun_with
+    return {**begun_with, "recipe": recipe.model_dump(mode="json")}
+
+
 @contextmanager
 def _prepared(root: Path, begun_with: Json, overwrite: bool, launched: bool) -> Iterator[None]:
     """Make the folder of a study, or make sure that the study in it is this one, and keep it from others meanwhile.
@@ -110,7 +120,7 @@ def _prepared(root: Path, begun_with: Json, overwrite: bool, launched: bool) -> 
     """
     begun = (root / PLAN).is_file() and not overwrite
     if begun:
-        earlier = read_json(root / PLAN)
+        earlier = _with_defaults(read_json(root / PLAN))
         for keys in (("study",), ("scale",), tuple(begun_with)):  # which study it is tells more than any of its keys
             refuse_other(root, {key: earlier.get(key) for key in keys}, {key: begun_with[key] for key in keys})
     with alone_in(root):

@@ -80,7 +80,9 @@ def _score(
     data = trained.model_copy(
         update={"tasks": {task: 1.0}, "lengths": [length], "fact_limits": [], "questions_per_story": 1}
     )
-    maker = BabilongBatches(data, tokenizer, recipe.seed + _SEED_OFFSET, recipe.optimisation.batch_tokens, split="test")
+    options = recipe.optimisation
+    rows = min(options.min_rows, recipe.evaluation.samples)
+    maker = BabilongBatches(data, tokenizer, recipe.seed + _SEED_OFFSET, options.batch_tokens, rows, split="test")
     right: list[bool] = []
     index = 0
     while len(right) < recipe.evaluation.samples:
