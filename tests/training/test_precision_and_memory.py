@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
 
 from mnemon.errors import ConfigError
-from mnemon.layers.memory_bank import MemoryBank, rms_normalise
+from mnemon.layers.joint_banks import JointBanks
+from mnemon.layers.memory_bank import MemoryBank, WriteStatistics, rms_normalise
 from mnemon.training import train
 from mnemon.training.build import build_model
 from mnemon.training.recipe_io import check_recipe
@@ -46,19 +47,38 @@ def with_options(raw: dict[str, Any], **options: Any) -> dict[str, Any]:
     return raw
 
 
-@pytest.fixture
-def gate_dtypes(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[str, torch.dtype]]]:
+@pytest.fixture(params=[True, False], ids=["joined banks", "banks alone"])
+def gate_dtypes(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[set[tuple[str, torch.dtype]]]:
     """Collect (what, dtype) of everything a bank carries or gates with, in every update."""
     seen: set[tuple[str, torch.dtype]] = set()
-    update = MemoryBank.update
+    gather, update, update_alone = JointBanks.gather, JointBanks.update, MemoryBank.update
 
-    def watched(self: MemoryBank, bank: torch.Tensor, statistics: Any) -> Any:
-        new, gates = update(self, bank, statistics)
-        tensors = {"bank": bank, "new bank": new} | statistics._asdict() | gates._asdict()
+    def watch(**tensors: torch.Tensor) -> None:
         seen.update((name, tensor.dtype) for name, tensor in tensors.items())
+
+    def gathered(self: JointBanks, statistics: Sequence[WriteStatistics]) -> Any:
+        for block in statistics:
+            watch(**block._asdict())
+        return gather(self, statistics)
+
+    def updated(self: JointBanks, block: int, bank: torch.Tensor, written: Any) -> Any:
+        new, gates = update(self, block, bank, written)
+        watch(bank=bank, new_bank=new, **gates._asdict())
         return new, gates
 
-    monkeypatch.setattr(MemoryBank, "update", watched)
+    def updated_alone(self: MemoryBank, bank: torch.Tensor, statistics: WriteStatistics) -> Any:
+        new, gates = update_alone(self, bank, statistics)
+        watch(bank=bank, new_bank=new, **statistics._asdict(), **gates._asdict())
+        return new, gates
+
+    if request.param:
+        monkeypatch.setattr(JointBanks, "gather", gathered)
+        monkeypatch.setattr(JointBanks, "update", updated)
+    else:
+        monkeypatch.setattr("mnemon.models.memory_segments.can_be_joined", lambda banks: False)
+        monkeypatch.setattr(MemoryBank, "update", updated_alone)
     yield seen
     monkeypatch.undo()
 
@@ -70,7 +90,7 @@ def test_in_bfloat16_the_memory_stays_in_float32_and_the_loss_close(
     exact = run(short, tmp_path / "exact")
     gate_dtypes.clear()
     rough = run(with_options(short, dtype="bfloat16"), tmp_path / "rough")
-    assert {name for name, _ in gate_dtypes} >= {"bank", "new bank", "total", "value", "input_gate", "forget_gate"}
+    assert {name for name, _ in gate_dtypes} >= {"bank", "new_bank", "total", "value", "input_gate", "forget_gate"}
     assert {dtype for _, dtype in gate_dtypes} == {torch.float32}
     for one, two in zip(exact, rough, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=5e-3)
