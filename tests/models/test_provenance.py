@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from mnemon.errors import StateError
 from mnemon.models.memory_model import MemoryModel
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
-from mnemon.models.provenance import model_fingerprint
+from mnemon.models.provenance import _described, model_fingerprint
 from mnemon.models.registration import register
 from mnemon.models.state import MemoryCache, MemoryState
 
@@ -189,6 +189,25 @@ def test_options_that_change_what_is_computed_change_the_fingerprint():
     rope = lm2(llama_config(rope_parameters={"rope_type": "default", "rope_theta": 500.0}), attention_span=9)
     rope.load_state_dict(model.state_dict())
     assert model_fingerprint(rope) != before
+
+
+FIRST_OPTIONS = {
+    "lm2": "blocks_path attention_name num_slots slot_dim num_memory_heads segment_length flow memory_layers "
+    "attention_span attention_sinks read_top_k retention gate_stretch bptt_segments",
+    "mom": "blocks_path attention_name rule num_memories top_k shared_memory num_heads head_dim value_dim layer_types "
+    "sliding_window conv_size norm_eps output_gate num_slots single_kv_proj capacity balance_loss balance_weight "
+    "rule_options form dispatch",
+    "rmt": "blocks_path attention_name memory num_memory_tokens segment_length key_dim feature_order bptt_segments",
+}
+
+
+@pytest.mark.parametrize("name", FIRST_OPTIONS)
+def test_an_option_that_is_new_and_not_used_leaves_saved_memories_valid(name):
+    assert list(_described(BUILDERS[name]().config)["own"]) == FIRST_OPTIONS[name].split()
+
+
+def test_an_option_that_is_new_and_used_changes_the_fingerprint():
+    assert _described(lm2(llama_config(), skip_gate=True).config)["own"]["skip_gate"] is True
 
 
 def test_moving_a_model_keeps_its_memories_valid():

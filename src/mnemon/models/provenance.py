@@ -16,7 +16,7 @@ import hashlib
 import inspect
 import json
 import weakref
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -35,6 +35,10 @@ _PASSING = frozenset(
     "_attn_implementation_internal attn_implementation bos_token_id eos_token_id pad_token_id initializer_range "
     "id2label label2id num_labels problem_type tokenizer_class output_attentions output_hidden_states".split()
 )
+
+# Options that configurations have gained since memories are saved: at their default they say nothing, so that a memory
+# that was saved before still belongs to its model.
+_GAINED = frozenset({"skip_gate"})
 
 
 class Stamp(NamedTuple):
@@ -221,15 +225,17 @@ def _described(config: Any) -> Any:
         return None
     base = getattr(config, "base_config", None)
     if isinstance(base, PreTrainedConfig):
-        own = {field.name: getattr(config, field.name) for field in fields(config) if _is_own(type(config), field.name)}
+        own = {field.name: getattr(config, field.name) for field in fields(config) if _counts(config, field)}
         return {"model_type": config.model_type, "own": own, "base": _described(base)}
     return {"model_type": config.model_type} | _without_passing(config.to_diff_dict())
 
 
-def _is_own(kind: type, name: str) -> bool:
-    """Say whether a field is of our configurations and not of the library's own."""
-    ours = (cls for cls in kind.__mro__ if cls.__module__.startswith("mnemon."))
-    return name != "base_config" and any(name in inspect.get_annotations(cls) for cls in ours)
+def _counts(config: PreTrainedConfig, field: Field[Any]) -> bool:
+    """Say whether a field is of our configurations, not of the library's own, and says something."""
+    if field.name in _GAINED and getattr(config, field.name) == field.default:
+        return False
+    ours = (cls for cls in type(config).__mro__ if cls.__module__.startswith("mnemon."))
+    return field.name != "base_config" and any(field.name in inspect.get_annotations(cls) for cls in ours)
 
 
 def _as_json(value: Any) -> Any:
