@@ -65,7 +65,7 @@ def test_banks_are_updated_as_each_alone(is_depth: bool, stretch: float) -> None
     inputs += [parameter for block in alone for parameter in block.parameters()]
 
     joint, running, gates = JointBanks(alone, torch.float64), list(start), []
-    written = joint.gather(gathered)
+    written = joint.prepare_update(gathered)
     expected_running, expected_gates = list(start), []
     for order, block in enumerate(alone):
         layer = 0 if is_depth else order

@@ -140,15 +140,15 @@ def test_processes_share_every_row_and_question_of_a_batch_once(
     rows = [
         tuple(ids.tolist())
         for share in shares
-        for ids, counted in zip(share["input_ids"], share["counted"], strict=True)
-        if counted
+        for ids, labels in zip(share["input_ids"], share["labels"], strict=True)
+        if (labels != IGNORED).any()
     ]
     assert sorted(rows) == sorted(tuple(ids.tolist()) for ids in batch["input_ids"])
     assert sorted(question for share in shares for question in share["questions"]) == batch["questions"]
     for share in shares:
         asked = share["labels"] != IGNORED
         assert len(share["question_ids"]) == asked.sum()
-        assert not asked[~share["counted"]].any()
+        assert not share["context"][~asked.any(dim=1)].any()
         for key in ("tasks", "keep", "tokens", "answer_tokens", "context_tokens", "length"):
             assert share[key] == batch[key]
     answers = {
@@ -171,7 +171,7 @@ def test_every_process_has_as_many_segments_and_without_segments_as_many_rows(ma
                 assert len({len(share["input_ids"]) for share in shares}) == 1
             else:
                 assert len({-(-length // segment_length) for length in longest}) == 1
-            seen_filler |= any(not share["counted"].all() for share in shares)
+            seen_filler |= any(not (share["labels"] != IGNORED).any(dim=1).all() for share in shares)
     assert seen_filler, "without a filler row this test says nothing"
 
 

@@ -53,15 +53,15 @@ def gate_dtypes(
 ) -> Iterator[set[tuple[str, torch.dtype]]]:
     """Collect (what, dtype) of everything a bank carries or gates with, in every update."""
     seen: set[tuple[str, torch.dtype]] = set()
-    gather, update, update_alone = JointBanks.gather, JointBanks.update, MemoryBank.update
+    prepare, update, update_alone = JointBanks.prepare_update, JointBanks.update, MemoryBank.update
 
     def watch(**tensors: torch.Tensor) -> None:
         seen.update((name, tensor.dtype) for name, tensor in tensors.items())
 
-    def gathered(self: JointBanks, statistics: Sequence[WriteStatistics]) -> Any:
+    def prepared(self: JointBanks, statistics: Sequence[WriteStatistics]) -> Any:
         for block in statistics:
             watch(**block._asdict())
-        return gather(self, statistics)
+        return prepare(self, statistics)
 
     def updated(self: JointBanks, block: int, bank: torch.Tensor, written: Any) -> Any:
         new, gates = update(self, block, bank, written)
@@ -74,7 +74,7 @@ def gate_dtypes(
         return new, gates
 
     if request.param:
-        monkeypatch.setattr(JointBanks, "gather", gathered)
+        monkeypatch.setattr(JointBanks, "prepare_update", prepared)
         monkeypatch.setattr(JointBanks, "update", updated)
     else:
         monkeypatch.setattr("mnemon.models.memory_segments.can_be_joined", lambda banks: False)

@@ -38,7 +38,9 @@ def reproduce(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Samples per measured cell. (default: the scale's)")
     ] = None,
-    lengths: Annotated[str | None, typer.Option(metavar="0k,4k,...", help="Measured lengths of lm2-table1.")] = None,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="0k,4k,...", help="Measured lengths of lm2-table1, lm2-ablation.")
+    ] = None,
     tune: Annotated[
         str | None,
         typer.Option(metavar="RATE,RATE,...", help="Choose every variant's learning rate from these, on seed 0."),

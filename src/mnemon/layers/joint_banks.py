@@ -71,8 +71,8 @@ class JointBanks:
         queries = (queries + self._slot_keys) * self._scale
         return tuple(SegmentRead(*parts) for parts in zip(*(x.unbind(0) for x in (keys, values, queries)), strict=True))
 
-    def gather(self, statistics: Sequence[WriteStatistics]) -> "Written":
-        """Compute what does not depend on the running bank, for every block.
+    def prepare_update(self, statistics: Sequence[WriteStatistics]) -> Written:
+        """Compute what of the update does not depend on the running bank, for every block.
 
         Args:
             statistics: every block's, over all tokens of the segment.
@@ -90,13 +90,13 @@ class JointBanks:
         added = input_gate * torch.tanh(content.view_as(input_gate))
         return Written(added.unbind(0), forgets.unbind(0), input_gate.unbind(0))
 
-    def update(self, block: int, bank: Tensor, written: "Written") -> tuple[Tensor, GateValues]:
+    def update(self, block: int, bank: Tensor, written: Written) -> tuple[Tensor, GateValues]:
         """Apply one block's gated update.
 
         Args:
             block: its number among the blocks with memory.
             bank: the running bank, [B, J, W] (in flow `depth` what the block before left).
-            written: of all blocks.
+            written: what `prepare_update` returned.
         """
         logits, added, weight = written.forget_logits[block], written.added[block], self._forget_bank[block]
         with torch.autocast(bank.device.type, enabled=False):

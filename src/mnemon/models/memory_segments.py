@@ -3,6 +3,7 @@
 `MemorySegments.run` is a pure function of tokens and state, so that training may recompute it instead of keeping it.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -138,19 +139,24 @@ class MemorySegments:
         banks, kept = list(state.bank.unbind(1)), list(state.kept.unbind(1))
         empty = self.banks[0].empty_statistics(state.batch_size, self.banks[0].output.weight)
         statistics = []
-        prepared = None if self.joint is None else self.joint.gather(state.statistics)
-        for order, bank in enumerate(self.banks):
+        update = self._update_of(state.statistics)
+        for order in range(len(self.banks)):
             layer, old = 0 if self.is_depth else order, state.statistics[order]
-            if self.joint is None or prepared is None:
-                updated, gates = bank.update(banks[layer], old)
-            else:
-                updated, gates = self.joint.update(order, banks[layer], prepared)
+            updated, gates = update(order, banks[layer])
             banks[layer] = where_rows(complete, updated, banks[layer])
             with torch.no_grad():
                 kept[layer] = where_rows(complete, kept[layer] * gates.forget_gate, kept[layer])
             self._note_write(order, gates, banks[layer], kept[layer], complete)
             statistics.append(WriteStatistics(*(where_rows(complete, e, o) for e, o in zip(empty, old, strict=True))))
         return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics), projections=())
+
+    def _update_of(self, statistics: Sequence[WriteStatistics]) -> Callable[[int, Tensor], tuple[Tensor, GateValues]]:
+        """Return what updates a bank by the statistics of a block: (number of the block, bank) -> (bank, gates)."""
+        joint = self.joint
+        if joint is None:
+            return lambda order, bank: self.banks[order].update(bank, statistics[order])
+        written = joint.prepare_update(statistics)
+        return lambda order, bank: joint.update(order, bank, written)
 
     def _note_write(self, order: int, gates: GateValues, bank: Tensor, kept: Tensor, complete: Tensor | None) -> None:
         if self.diagnostics is not None:

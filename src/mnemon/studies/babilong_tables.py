@@ -117,12 +117,17 @@ def difference_grid(tests: Sequence[Json], label: str) -> Grid:
     """Return the table of `compare_with`; bold where the corrected p value is below 0.05."""
     lines = []
     for test in tests:
-        low, mean, high = (f"{100 * test['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
-        seeds = " ".join(f"{100 * value:+.1f}" for value in test["by_seed"])
-        p_value = p_text(test["corrected_p"])
-        marked = f"**{p_value}**" if test["corrected_p"] < SIGNIFICANCE else p_value
-        lines.append((test["length"], f"{label} − {test['against']}", f"{mean} [{low}, {high}]", seeds, marked))
+        lines.append((test["length"], f"{label} − {test['against']}", *texts_of(test)))
     return Grid(("length", "models", "difference", "by seed", "p (Holm)"), tuple(lines))
+
+
+def texts_of(test: Json) -> tuple[str, str, str]:
+    """Write a test out: difference with interval, by seed, p value (bold where the corrected one is below 0.05)."""
+    low, mean, high = (f"{100 * test['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
+    seeds = " ".join(f"{100 * value:+.1f}" for value in test["by_seed"])
+    p_value = p_text(test["corrected_p"])
+    marked = f"**{p_value}**" if test["corrected_p"] < SIGNIFICANCE else p_value
+    return f"{mean} [{low}, {high}]", seeds, marked
 
 
 def verdicts(tests: Sequence[Json], label: str) -> Iterator[str]:

@@ -13,24 +13,30 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from mnemon.errors import ConfigError
 from mnemon.evaluation.checkpoints import load_spec
 from mnemon.evaluation.paired import SIGNIFICANCE, mean_interval
 from mnemon.evaluation.results import result_from_dict
 from mnemon.evaluation.samples import parse_length
 from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.suite import evaluate_models
-from mnemon.evaluation.tables import Grid, p_text
-from mnemon.studies.babilong_tables import Answers, Marks, accuracy_grid, model_rows, paired
-from mnemon.studies.lm2_table1 import suite_options
+from mnemon.evaluation.tables import Grid
+from mnemon.studies.babilong_questions import suite_options
+from mnemon.studies.babilong_tables import Answers, Marks, accuracy_grid, model_rows, paired, texts_of
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant, state_text
 from mnemon.training.data_sections import BabilongData
-from mnemon.training.recipe import LM2Options, Recipe
+from mnemon.training.recipe import Recipe
+from mnemon.training.recipe_io import changed_recipe
 from mnemon.training.trainer import wants_cuda
 
 if TYPE_CHECKING:
     from mnemon.evaluation.plots import Plot
 
 BASE = "base"
+_Changes = dict[str, tuple[str, tuple[str, ...]]]
+"""Name of a variant -> what it is in words, and the changes of the recipe."""
+
+_NOTHING = ("–", "–", "–")
 
 
 class Lm2Ablation(Study):
@@ -51,15 +57,13 @@ class Lm2Ablation(Study):
     }
 
     def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
-        """Return the base and every change that differs from it."""
-        assert base.model.lm2 is not None
-        assert isinstance(base.data, BabilongData)
-        found = {**_memory_changes(base.model.lm2), **_data_changes(base.data)}
-        blocks = (base.model.base or {}).get("layer_types", ())
-        if sum(kind != "conv" for kind in blocks) > 1:
-            found["flow.layer"] = ("one bank per block", ("model.lm2.flow=layer",))
-        changed = (Variant(name, "", what, changes) for name, (what, changes) in found.items())
-        return (Variant(BASE, "", "as it is", ()), *changed)
+        """Return the base and every change that can be made to it and makes it another recipe."""
+        found = {BASE: ("as it is", ()), **_memory_changes(base), **_data_changes(base)}
+        return tuple(
+            Variant(name, "", what, changes)
+            for name, (what, changes) in found.items()
+            if name == BASE or _is_another(base, changes)
+        )
 
     def lengths(self, recipe: Recipe) -> list[int]:
         """Return the longest length of the training."""
@@ -122,44 +126,62 @@ class Lm2Ablation(Study):
         return [differences_to(BASE, results["comparisons"])] if results["comparisons"] else []
 
 
-def _memory_changes(lm2: LM2Options) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return what may be changed in the memory: name -> (in words, changes of the recipe)."""
-    width, segment = lm2.slot_dim or 0, lm2.segment_length
-    span = lm2.attention_span or segment
-    found = {
-        "gates.sigmoid": ("gates never close (the paper's)", ("model.lm2.gate_stretch=0",)),
+def _is_another(base: Recipe, changes: tuple[str, ...]) -> bool:
+    """Say whether changes can be made to a recipe, and change it."""
+    try:
+        return changed_recipe(base, changes) != base
+    except ConfigError:  # such as half of a single slot
+        return False
+
+
+def _memory_changes(base: Recipe) -> _Changes:
+    """Return what may be changed in the memory; what is so already is left out later."""
+    lm2 = base.model.lm2
+    assert lm2 is not None
+    assert lm2.slot_dim is not None
+    slots, width, segment, span = lm2.num_slots, lm2.slot_dim, lm2.segment_length, lm2.attention_span
+    found: _Changes = {
+        "gates.sigmoid": ("gates never close (the paper's)", ("model.lm2.gate_stretch=0.0",)),
         "gates.stretched": ("gates close completely, stretch 0.1", ("model.lm2.gate_stretch=0.1",)),
         "gates.wide": ("gates close completely, stretch 0.3", ("model.lm2.gate_stretch=0.3",)),
         "gates.skip": ("one gate per slot to skip an update", ("model.lm2.skip_gate=true",)),
-        "slots.half": (f"{lm2.num_slots // 2} slots", (f"model.lm2.num_slots={lm2.num_slots // 2}",)),
-        "slots.double": (f"{2 * lm2.num_slots} slots", (f"model.lm2.num_slots={2 * lm2.num_slots}",)),
-        "reads.few": (f"reads of {lm2.num_slots // 4} slots only", (f"model.lm2.read_top_k={lm2.num_slots // 4}",)),
+        "slots.half": (f"{slots // 2} slots", (f"model.lm2.num_slots={slots // 2}",)),
+        "slots.double": (f"{2 * slots} slots", (f"model.lm2.num_slots={2 * slots}",)),
+        "width.half": (f"slots of width {width // 2}", (f"model.lm2.slot_dim={width // 2}",)),
+        "width.double": (f"slots of width {2 * width}", (f"model.lm2.slot_dim={2 * width}",)),
+        "reads.few": (f"reads of {slots // 4} slots only", (f"model.lm2.read_top_k={slots // 4}",)),
         "segment.half": (f"segments of {segment // 2} tokens", (f"model.lm2.segment_length={segment // 2}",)),
-        "segment.double": (
-            f"segments and span of {2 * segment} tokens",
-            (f"model.lm2.attention_span={max(span, 2 * segment)}", f"model.lm2.segment_length={2 * segment}"),
-        ),
-        "span.double": (f"span of {2 * span} tokens", (f"model.lm2.attention_span={2 * span}",)),
     }
+    if span is not None:
+        double = f"model.lm2.attention_span={2 * span}"
+        found["span.double"] = (f"span of {2 * span} tokens", (double,))
+        found["segment.double"] = (
+            f"segments of {2 * segment}, span of {2 * span} tokens",
+            (double, f"model.lm2.segment_length={2 * segment}"),
+        )
     for kept in (0.9, 0.95, 0.99, 0.999):
-        if kept != lm2.retention:
-            found[f"retention.{kept:g}"] = (f"retention {kept:g} at the start", (f"model.lm2.retention={kept:g}",))
-    if width:
-        found["width.half"] = (f"slots of width {width // 2}", (f"model.lm2.slot_dim={width // 2}",))
-        found["width.double"] = (f"slots of width {2 * width}", (f"model.lm2.slot_dim={2 * width}",))
-    if lm2.gate_stretch in (0.0, 0.1):
-        del found["gates.sigmoid" if lm2.gate_stretch == 0 else "gates.stretched"]
+        found[f"retention.{kept:g}"] = (f"retention {kept:g} at the start", (f"model.lm2.retention={kept:g}",))
+    if _num_banks(base) > 1:
+        found["flow.layer"] = ("one bank per block", ("model.lm2.flow=layer",))
     return found
 
 
-def _data_changes(data: BabilongData) -> dict[str, tuple[str, tuple[str, ...]]]:
+def _num_banks(base: Recipe) -> int:
+    """Count the blocks with memory: with one, there is nothing for a bank to flow through."""
+    assert base.model.lm2 is not None
+    if base.model.lm2.memory_layers is not None:
+        return len(base.model.lm2.memory_layers)
+    decoder = base.model.base or {}
+    kinds = decoder.get("layer_types") or ["full_attention"] * int(decoder.get("num_hidden_layers", 1))
+    return sum(kind != "conv" for kind in kinds)
+
+
+def _data_changes(base: Recipe) -> _Changes:
     """Return what may be changed in the training samples."""
-    longest = data.lengths[-1]
+    assert isinstance(base.data, BabilongData)
+    longer = [*base.data.lengths, 2 * base.data.lengths[-1]]
     return {
-        "training.longer": (
-            f"training up to {2 * longest:,} tokens",
-            (f"data.lengths=[{', '.join(map(str, [*data.lengths, 2 * longest]))}]",),
-        ),
+        "training.longer": (f"training up to {longer[-1]:,} tokens", (f"data.lengths={longer}",)),
         "training.all-tokens": ("loss on the text as well", ("data.loss_on=all",)),
         "training.facts": ("loss on the facts as well", ("data.loss_on=facts",)),
     }
@@ -192,18 +214,18 @@ def _change_grid(results: Json, lengths: Sequence[str]) -> Grid:
         low, mean, high = (f"{100 * row['all'][end]:.1f}" for end in ("low", "mean", "high"))
         test = tests.get(variant["name"])
         facts = (f"{row['parameters']:,}", state_text(variant))
-        lines.append((variant["name"], variant["arm"], *facts, *means, f"{mean} [{low}–{high}]", *_test_texts(test)))
+        lines.append(
+            (
+                variant["name"],
+                variant["arm"],
+                *facts,
+                *means,
+                f"{mean} [{low}–{high}]",
+                *(texts_of(test) if test else _NOTHING),
+            )
+        )
     head = ("variant", "change", "parameters", "state, bytes", *lengths, "all", "difference", "by seed", "p (Holm)")
     return Grid(head, tuple(lines))
-
-
-def _test_texts(test: Json | None) -> tuple[str, str, str]:
-    if test is None:
-        return "–", "–", "–"
-    low, mean, high = (f"{100 * test['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
-    p_value = p_text(test["corrected_p"])
-    marked = f"**{p_value}**" if test["corrected_p"] < SIGNIFICANCE else p_value
-    return f"{mean} [{low}, {high}]", " ".join(f"{100 * value:+.1f}" for value in test["by_seed"]), marked
 
 
 def _sentences(tests: Sequence[Json]) -> list[str]:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, ClassVar
 from mnemon.evaluation.checkpoints import load_spec
 from mnemon.evaluation.compare.published import NOTE
 from mnemon.evaluation.results import BabilongResult, result_from_dict
-from mnemon.evaluation.retrieval import RetrievalSettings, Retriever, make_retriever
+from mnemon.evaluation.retrieval import RetrievalSettings, make_retriever
 from mnemon.evaluation.run import EvaluationRun, write_run
 from mnemon.evaluation.samples import parse_length
-from mnemon.evaluation.suite import SuiteOptions, evaluate_models
+from mnemon.evaluation.suite import evaluate_models
 from mnemon.evaluation.tables import Grid
+from mnemon.studies.babilong_questions import suite_options
 from mnemon.studies.babilong_tables import (
     Answers,
     accuracy_grid,
@@ -29,7 +30,6 @@ from mnemon.studies.babilong_tables import (
 )
 from mnemon.studies.equal_size import as_large_as
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant, state_text
-from mnemon.training.data_sections import BabilongData
 from mnemon.training.recipe import Recipe
 from mnemon.training.trainer import wants_cuda
 
@@ -156,37 +156,6 @@ class Lm2Table1(Study):
         from mnemon.studies.figures import accuracy_over_length
 
         return [accuracy_over_length(results["rows"])]
-
-
-def suite_options(
-    run: PlannedRun,
-    lengths: tuple[str, ...],
-    samples_at: Mapping[str, int],
-    controls: bool = False,
-    retriever: Retriever | None = None,
-) -> SuiteOptions:
-    """Return how a run is asked: in the layout and on the kind of text it was trained on.
-
-    Args:
-        run: what was trained.
-        lengths: of the texts.
-        samples_at: samples per task at lengths with others than `run.samples`.
-        controls: whether a model with a memory is asked a second time with its memory knocked out.
-        retriever: what picks sentences of the text for the model to read; None = it reads all.
-    """
-    data = run.recipe.data
-    assert isinstance(data, BabilongData)
-    return SuiteOptions(
-        tasks=tuple(data.tasks),
-        lengths=lengths,
-        num_samples=run.samples,
-        samples_at=dict(samples_at),
-        background=data.background,
-        background_name=Path(data.background).name,
-        layout="short",
-        controls=controls,
-        retriever=retriever,
-    )
 
 
 _TEST_NOTE = (

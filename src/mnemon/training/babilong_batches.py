@@ -169,7 +169,6 @@ class BabilongBatches:
             "questions": list(range(len(tasks))),
             "tasks": tasks,
             "keep": width - first + 1,
-            "counted": torch.ones(len(rows), dtype=torch.bool),
             "context": context,
             "tokens": int(mask.sum()),
             "answer_tokens": len(question_ids),

@@ -25,10 +25,9 @@ Batch = dict[str, Any]
 `input_ids`, `attention_mask`, `labels` [B, T]: label t + 1 is compared with output t; -100 is ignored. `question_ids`
 [labels that are not ignored] numbers the question of every label in row-major order (empty where nothing is asked);
 `questions`: the number of each of these questions in the whole batch; `tasks`: the task of each question of the whole
-batch; `keep`: the shortest suffix of columns whose outputs predict all labels; `counted` [B]: rows that take part in
-the loss; `context` [B, T]: tokens without a label that the loss on the text is about; `tokens`, `answer_tokens`,
-`context_tokens`: real tokens, labels and tokens of `context` in the whole batch; `length`: context length for the
-statistics; `stage`: the stage it was drawn from.
+batch; `keep`: the shortest suffix of columns whose outputs predict all labels; `context` [B, T]: tokens without a label
+that the loss on the text is about; `tokens`, `answer_tokens`, `context_tokens`: real tokens, labels and tokens of
+`context` in the whole batch; `length`: context length for the statistics; `stage`: the stage it was drawn from.
 """
 
 
@@ -71,7 +70,6 @@ def dense_batch(input_ids: torch.Tensor, labels: torch.Tensor, tasks: Sequence[s
         "questions": list(range(len(tasks))),
         "tasks": list(tasks),
         "keep": width - first + 1,
-        "counted": torch.ones(rows, dtype=torch.bool),
         "context": context,
         "tokens": rows * width,
         "answer_tokens": answer_tokens,
@@ -84,7 +82,7 @@ def share_rows(batch: Batch, rank: int, count: int, segment_length: int | None =
     """Return the rows of one process, as many on every process and with as many segments.
 
     Rows are dealt out from the longest to the shortest. Where they run out, or where the rows of a process have fewer
-    segments than the longest row of all, the process also gets a copy of that row with every label ignored: processes
+    segments than the longest row of all, the process also gets a copy of that row that no loss is about: processes
     that share a network in pieces must call each piece equally often.
 
     Args:
@@ -105,9 +103,8 @@ def share_rows(batch: Batch, rank: int, count: int, segment_length: int | None =
     if not fillers and segment_length is not None:
         fillers = int(-(-lengths[own[0]] // segment_length) < -(-lengths[longest] // segment_length))
     rows = own + [longest] * fillers
-    share = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "labels", "counted", "context")}
+    share = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "labels", "context")}
     share["labels"][len(own) :] = IGNORED
-    share["counted"][len(own) :] = False
     share["context"][len(own) :] = False
     if not batch["questions"]:
         return batch | share

@@ -351,7 +351,7 @@ class AnswerTrainer(Trainer):
         """Return the weighted mean loss of the text, or of the facts in it: the own tokens' part of it."""
         text = inputs["context"][:, 1:]
         losses = F.cross_entropy(logits[text].float(), inputs["input_ids"][:, 1:][text], reduction="sum")
-        mean = losses / max(1, inputs["context_tokens"])
+        mean = losses / inputs["context_tokens"]
         return (self.recipe.data.context_weight or 0.0) * mean / self.args.gradient_accumulation_steps
 
     def _diverged(self, what: str, value: float) -> Exception:
