@@ -64,6 +64,7 @@ def test_a_resumed_evaluation_gives_the_same_predictions_and_asks_only_what_is_m
     make_oracle: Callable[..., Any], options: dict[str, Any], fake_source: Any, tmp_path: Path
 ) -> None:
     oracle = make_oracle(fake_source, TASKS, LENGTHS)
+    options["batch_size"] = 5  # one cell per call
     whole = evaluate_babilong(oracle, **options)
 
     class Interruption(Exception):
@@ -82,6 +83,28 @@ def test_a_resumed_evaluation_gives_the_same_predictions_and_asks_only_what_is_m
     assert sum(call["batch"] for call in oracle.calls) == 2 * 5
     assert list(resumed.predictions()) == list(whole.predictions())
     assert sum(count for _, _, count in done) == 4 * 5
+
+
+def test_tasks_that_are_answered_together_are_answered_as_each_alone(
+    lm2: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = []
+    usual = type(lm2).generate
+
+    def counted(self: Any, *arguments: Any, **named: Any) -> Any:
+        batches.append(len(named["input_ids"]))
+        return usual(self, *arguments, **named)
+
+    monkeypatch.setattr(type(lm2), "generate", counted)
+    together = evaluate_babilong(lm2, **options)
+    assert batches == [10, 10]  # both tasks of a length in one call
+    alone = evaluate_babilong(lm2, batch_size=5, **options)
+    assert batches[2:] == [5, 5, 5, 5]
+    assert list(together.predictions()) == list(alone.predictions())
+    for one, other in zip(together.cells, alone.cells, strict=True):
+        assert (one.task, one.length) == (other.task, other.length)
+        assert (one.prompt_tokens, one.new_tokens) == (other.prompt_tokens, other.new_tokens)
+        assert one.seconds > 0
 
 
 def test_stored_cells_of_other_settings_or_weights_are_refused(

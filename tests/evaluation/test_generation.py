@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mnemon.errors import ConfigError, DataError
-from mnemon.evaluation.generation import batch_token_budget, generate_answers, plan_batches
+from mnemon.evaluation.generation import Answers, BatchLimits, batch_limits, generate_answers, plan_batches
 
 PROMPTS = [
     "Where is Mary?",
@@ -17,15 +17,23 @@ PROMPTS = [
 ]
 
 
-@given(st.lists(st.integers(1, 50), max_size=40), st.none() | st.integers(1, 8), st.integers(1, 200))
+@given(
+    st.lists(st.integers(1, 50), max_size=40),
+    st.none() | st.integers(1, 8),
+    st.integers(1, 200),
+    st.none() | st.integers(1, 60),
+)
 def test_batches_hold_every_prompt_once_and_keep_to_the_limits(
-    lengths: list[int], batch_size: int | None, max_batch_tokens: int
+    lengths: list[int], batch_size: int | None, tokens: int, call_length: int | None
 ) -> None:
-    batches = plan_batches(lengths, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
+    limits = BatchLimits(tokens, tokens // 2, call_length)
+    batches = plan_batches(lengths, batch_size=batch_size, limits=limits)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert batch_size is None or len(batch) <= batch_size
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= max_batch_tokens
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or len(batch) * longest <= tokens
+        assert len(batch) == 1 or len(batch) * min(longest, call_length or longest) <= tokens // 2
 
 
 @pytest.mark.parametrize("name", ["plain", "lm2", "window"])
@@ -91,8 +99,16 @@ def test_prompts_beyond_a_table_of_positions_are_a_config_error(tokenizer: Any) 
         generate_answers(GPT2LMHeadModel(config), tokenizer, PROMPTS[2:3], max_new_tokens=1)
 
 
-def test_a_model_with_a_window_reads_larger_batches(plain: Any, lm2: Any) -> None:
-    assert batch_token_budget(lm2) > batch_token_budget(plain) > 0
+def test_a_model_of_bounded_state_reads_as_many_rows_of_long_texts_as_of_short_ones(plain: Any, lm2: Any) -> None:
+    assert not batch_limits(plain).hold(2, 10**5)
+    assert batch_limits(lm2).hold(40, 10**3)
+    assert batch_limits(lm2).hold(40, 10**5)
+    assert not batch_limits(lm2, max_batch_tokens=10**5).hold(40, 10**5)
+
+
+def test_what_a_batch_cost_is_split_by_tokens() -> None:
+    whole = Answers(["a", "b", "c"], 6.0, [10, 20, 30], [0, 0, 0])
+    assert whole.part(1, 3) == Answers(["b", "c"], 5.0, [20, 30], [0, 0])
 
 
 def test_bad_arguments_are_refused(plain: Any, tokenizer: Any) -> None:

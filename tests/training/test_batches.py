@@ -61,6 +61,21 @@ def test_questions_are_numbered_as_they_are_read(maker: BabilongBatches) -> None
     assert set(batch["tasks"]) <= {"qa1", "qa6"}
 
 
+def test_with_jitter_questions_stand_anywhere_in_a_segment(maker: BabilongBatches) -> None:
+    def widths(**options: Any) -> set[int]:
+        data = BabilongData(tasks=["qa1"], lengths=[64], questions_per_story=1, **options)
+        batches = BabilongBatches(data, maker.tokenizer, seed=0, batch_tokens=256)
+        batches.check()
+        made = [batches.make(index, 0) for index in range(60)]
+        assert {batch["length"] for batch in made} == {64}
+        return {int(mask.sum()) for batch in made for mask in batch["attention_mask"]}
+
+    exact, varied = widths(), widths(length_jitter=0.25)
+    assert max(exact) - min(exact) < 4  # questions differ by a word
+    assert {width % 8 for width in varied} == set(range(8))
+    assert min(exact) - 16 <= min(varied) < max(varied) <= max(exact)
+
+
 def test_shorter_lengths_stay_mixed_in(maker: BabilongBatches) -> None:
     lengths = [maker.make(index, 2)["length"] for index in range(40)]
     assert {0, 64, 96} == set(lengths)

@@ -1,18 +1,21 @@
 """BABILong runner: one model, tasks x lengths, every prediction recorded.
 
-The runner works cell by cell (one task at one length). A finished cell is written at once when a folder is given, so an
-interrupted evaluation goes on where it stopped. Comparing several models is the business of `comparison`.
+The runner works cell by cell (one task at one length); tasks whose prompts of one length fit into one batch are
+answered together, which keeps the machine busy at long lengths, where samples are few. A finished cell is written at
+once when a folder is given, so an interrupted evaluation goes on where it stopped. Comparing several models is the
+business of `comparison`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from mnemon.data.babilong import Sample
 from mnemon.data.encoding import evaluation_prompt
 from mnemon.errors import ConfigError, DataError
 from mnemon.evaluation.controls import ModelSpec, describe_model
-from mnemon.evaluation.generation import generate_answers
+from mnemon.evaluation.generation import BatchLimits, batch_limits, generate_answers
 from mnemon.evaluation.results import (
     LAYOUTS,
     BabilongResult,
@@ -21,6 +24,7 @@ from mnemon.evaluation.results import (
     Layout,
     ModelInfo,
     Prediction,
+    RetrievalCounts,
     cell_from_dict,
     parse_json,
 )
@@ -39,7 +43,7 @@ from mnemon.evaluation.scoring import score
 from mnemon.files import atomic_write_json
 
 Progress = Callable[[str, str, int], None]
-"""Called with (task, length, number of samples just finished)."""
+"""Called with (tasks, length, number of samples just finished), first with 0 samples when they are begun."""
 
 
 def evaluate_babilong(
@@ -91,7 +95,7 @@ def evaluate_babilong(
         stories: where the stories came from, for the record.
         retriever: finds the part of every text that the model reads; None reads the whole text.
         cells_folder: folder for finished cells; those already there are taken over instead of computed.
-        progress: told after every batch.
+        progress: told before and after every batch.
 
     Returns:
         Predictions, marks and times of every cell.
@@ -126,74 +130,109 @@ def evaluate_babilong(
         )
     store = _CellStore(cells_folder, spec, info, settings)
 
+    limits = batch_limits(model, max_batch_tokens)
     cells = []
     for length in settings.lengths:
-        for task in settings.tasks:
-            cell = store.read(task, length)
-            if cell is None:
-                cell = _answer_cell(
-                    spec,
-                    samples,
-                    settings,
-                    task,
-                    length,
-                    batch_size=batch_size,
-                    max_batch_tokens=max_batch_tokens,
-                    progress=progress,
-                )
-                store.write(cell)
-            elif progress is not None:
+        found = {task: store.read(task, length) for task in settings.tasks}
+        for task, cell in found.items():
+            if cell is not None and progress is not None:
                 progress(task, length, len(cell.predictions))
-            cells.append(cell)
+        missing = (_ask(spec, samples, settings, task, length) for task in settings.tasks if found[task] is None)
+        for together in _groups(missing, tokenizer, batch_size, limits):
+            for cell in _answer(together, spec, settings, length, batch_size, max_batch_tokens, progress):
+                store.write(cell)
+                found[cell.task] = cell
+        cells += [cell for cell in found.values() if cell is not None]
     return BabilongResult(label, info, settings, spec.generate_kwargs, tuple(cells))
 
 
-def _answer_cell(
-    spec: ModelSpec,
-    source: SampleSource,
-    settings: EvaluationSettings,
-    task: str,
-    length: str,
-    *,
-    batch_size: int | None,
-    max_batch_tokens: int | None,
-    progress: Progress | None,
-) -> Cell:
+class _Asked(NamedTuple):
+    """What is asked in one cell: the samples, the prompts shown of them, and what a retriever found."""
+
+    task: str
+    samples: Sequence[Sample]
+    prompts: list[str]
+    retrieval: RetrievalCounts | None
+
+
+def _ask(spec: ModelSpec, source: SampleSource, settings: EvaluationSettings, task: str, length: str) -> _Asked:
     samples = source.cell(task, length)[: settings.samples_at.get(length)]
     if not samples:
         raise DataError(f"there is no sample for {task} at {length}")
     shown, counts = samples, None
     if spec.retriever is not None:
         shown, counts = spec.retriever.read_all(samples, spec.tokenizer)
-    prompts = [evaluation_prompt(sample, settings.layout) for sample in shown]
+    return _Asked(task, samples, [evaluation_prompt(sample, settings.layout) for sample in shown], counts)
+
+
+def _groups(
+    asked: Iterable[_Asked], tokenizer: Any, batch_size: int | None, limits: BatchLimits
+) -> Iterator[list[_Asked]]:
+    """Put tasks together as long as all their prompts fit into one batch."""
+    group: list[_Asked] = []
+    rows = longest = 0
+    for cell in asked:
+        # Prompts of one length are about equally long: the first one stands for all, with a tenth to spare.
+        width = int(1.1 * len(tokenizer(cell.prompts[0])["input_ids"]))
+        rows, longest = rows + len(cell.prompts), max(longest, width)
+        if group and not (rows <= (batch_size or rows) and limits.hold(rows, longest)):
+            yield group
+            group, rows, longest = [], len(cell.prompts), width
+        group.append(cell)
+    if group:
+        yield group
+
+
+def _answer(
+    asked: Sequence[_Asked],
+    spec: ModelSpec,
+    settings: EvaluationSettings,
+    length: str,
+    batch_size: int | None,
+    max_batch_tokens: int | None,
+    progress: Progress | None,
+) -> list[Cell]:
+    """Answer the prompts of some tasks in common batches; time is split by their tokens."""
+    names = ", ".join(cell.task for cell in asked)
+    if progress is not None:
+        progress(names, length, 0)
     answers = generate_answers(
         spec.model,
         spec.tokenizer,
-        prompts,
+        [prompt for cell in asked for prompt in cell.prompts],
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
         max_new_tokens=settings.max_new_tokens,
         generate_kwargs=spec.generate_kwargs,
-        on_batch=None if progress is None else lambda count: progress(task, length, count),
+        on_batch=None if progress is None else lambda count: progress(names, length, count),
     )
-    predictions = []
-    for index, (sample, prompt, text) in enumerate(zip(samples, prompts, answers.texts, strict=True)):
-        marks = score(task, sample.question, sample.target, text)
-        predictions.append(
-            Prediction(
-                sample_id=f"{task}-{length}-{index:04d}",
-                task=task,
-                length=length,
-                sample_sha256=sample_digest(sample),
-                prompt_sha256=text_digest(prompt),
-                question=sample.question,
-                target=sample.target,
-                output=text,
-                exact=marks.exact,
-                official=marks.official,
-            )
+    cells, start = [], 0
+    for cell in asked:
+        part = answers.part(start, start + len(cell.prompts))
+        start += len(cell.prompts)
+        predictions = tuple(
+            _prediction(cell.task, length, index, sample, prompt, text)
+            for index, (sample, prompt, text) in enumerate(zip(cell.samples, cell.prompts, part.texts, strict=True))
         )
-    return Cell(task, length, tuple(predictions), answers.seconds, answers.prompt_tokens, answers.new_tokens, counts)
+        counts = (part.seconds, part.prompt_tokens, part.new_tokens)
+        cells.append(Cell(cell.task, length, predictions, *counts, cell.retrieval))
+    return cells
+
+
+def _prediction(task: str, length: str, index: int, sample: Sample, prompt: str, text: str) -> Prediction:
+    marks = score(task, sample.question, sample.target, text)
+    return Prediction(
+        sample_id=f"{task}-{length}-{index:04d}",
+        task=task,
+        length=length,
+        sample_sha256=sample_digest(sample),
+        prompt_sha256=text_digest(prompt),
+        question=sample.question,
+        target=sample.target,
+        output=text,
+        exact=marks.exact,
+        official=marks.official,
+    )
 
 
 class _CellStore:

@@ -1,8 +1,9 @@
 """Batched, cached, greedy answers from any Hugging Face causal language model.
 
 One prefill over [B, T] left-padded prompts and a few decoding steps, through the model's own `generate`, so that LM2
-and plain models take exactly the same path. Batches are formed by a token budget: attention masks of padded rows cost
-B x T x T, which is what runs out first at long lengths.
+and plain models take exactly the same path. Batches are formed by token budgets. For a model that attends to everything
+the attention masks of padded rows run out first, B x T x T. One of bounded state holds activations of a segment alone,
+so that rows are what matters, however long they are.
 """
 
 import contextlib
@@ -17,19 +18,65 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from mnemon.errors import ConfigError, DataError
+from mnemon.models.memory_model import MemoryModel
 
-_BUDGET_FULL_ATTENTION_CPU = 2048
-_BUDGET = 65536
+_FULL_ATTENTION_CPU = 2048
+_FULL_ATTENTION_GPU = 65536
+_AT_ONCE = 16384
+_TEXT = 2**23  # token ids and mask of a call take 16 bytes per token
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How much of a batch is read in one call.
+
+    Attributes:
+        tokens: most padded tokens per call.
+        at_once: most tokens that the model works on at the same time.
+        call_length: tokens per row that it works on at the same time; None = all of them.
+    """
+
+    tokens: int
+    at_once: int
+    call_length: int | None = None
+
+    def hold(self, rows: int, longest: int) -> bool:
+        """Say whether so many rows of so many tokens are within them."""
+        at_once = longest if self.call_length is None else min(longest, self.call_length)
+        return rows * longest <= self.tokens and rows * at_once <= self.at_once
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Generated texts in the order of the prompts, and what they cost."""
+    """Generated texts in the order of the prompts, and what they cost.
+
+    Attributes:
+        texts: one per prompt.
+        seconds: wall time of the model's calls.
+        prompt_lengths: tokens of every prompt, padding not counted.
+        new_lengths: tokens generated for every prompt.
+    """
 
     texts: list[str]
     seconds: float
-    prompt_tokens: int
-    new_tokens: int
+    prompt_lengths: list[int]
+    new_lengths: list[int]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts together."""
+        return sum(self.prompt_lengths)
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens generated for all prompts together."""
+        return sum(self.new_lengths)
+
+    def part(self, start: int, stop: int) -> "Answers":
+        """Return the answers to prompts start ... stop - 1, with their share of the time by tokens."""
+        prompts, new = self.prompt_lengths[start:stop], self.new_lengths[start:stop]
+        share = (sum(prompts) + sum(new)) / (self.prompt_tokens + self.new_tokens)
+        return Answers(self.texts[start:stop], self.seconds * share, prompts, new)
 
 
 def generate_answers(
@@ -51,7 +98,7 @@ def generate_answers(
         prompts: texts, none of them empty.
         batch_size: most prompts per call; None leaves it to the token budget alone.
         max_batch_tokens: most padded prompt tokens per call; a single longer prompt still runs, alone. None chooses by
-            `batch_token_budget`.
+            `batch_limits`.
         max_new_tokens: longest answer in tokens.
         generate_kwargs: further arguments for `model.generate`, for example `knock_out_memory=True`.
         on_batch: called with the number of prompts just finished.
@@ -99,7 +146,7 @@ def continue_rows(
         tokenizer: its tokenizer; needs an end-of-sequence or padding token.
         rows: prompts as token ids, none of them empty.
         batch_size: most prompts per call; None leaves it to the token budget alone.
-        max_batch_tokens: most padded prompt tokens per call; None chooses by `batch_token_budget`.
+        max_batch_tokens: most padded prompt tokens per call; None chooses by `batch_limits`.
         max_new_tokens: longest answer in tokens.
         stop: texts that end an answer; neither they nor what follows them belong to it.
         generate_kwargs: further arguments for `model.generate`.
@@ -119,10 +166,10 @@ def continue_rows(
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
     config = _greedy_config(model, tokenizer, max_new_tokens)
-    budget = max_batch_tokens or batch_token_budget(model)
-    texts, new_tokens, seconds = [""] * len(rows), 0, 0.0
+    limits = batch_limits(model, max_batch_tokens)
+    texts, new_lengths, seconds = [""] * len(rows), [0] * len(rows), 0.0
     with _evaluating(model, config):
-        for batch in plan_batches([len(row) for row in rows], batch_size=batch_size, max_batch_tokens=budget):
+        for batch in plan_batches([len(row) for row in rows], batch_size=batch_size, limits=limits):
             width = max(len(rows[i]) for i in batch)
             arguments = dict(generate_kwargs or {})
             if stop:
@@ -132,10 +179,10 @@ def continue_rows(
             seconds += time.perf_counter() - started
             for index, new_row in zip(batch, new_rows, strict=True):
                 texts[index] = _before(tokenizer.decode(new_row, skip_special_tokens=True), stop)
-                new_tokens += len(new_row)
+                new_lengths[index] = len(new_row)
             if on_batch is not None:
                 on_batch(len(batch))
-    return Answers(texts, seconds, sum(map(len, rows)), new_tokens)
+    return Answers(texts, seconds, [len(row) for row in rows], new_lengths)
 
 
 class _StopAtText(StoppingCriteria):
@@ -160,24 +207,32 @@ def accepts(model: Any, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-def batch_token_budget(model: Any) -> int:
-    """Choose how many padded prompt tokens to read per call.
+def batch_limits(model: Any, max_batch_tokens: int | None = None) -> BatchLimits:
+    """Choose how much to read per call.
 
-    A model with a window, LM2 among them, gains from large batches. One that attends to everything does not on a CPU:
-    padded rows need an explicit mask there, which is slower than prompts read alone (measured with a decoder of width
-    96 at 4k tokens: 9,900 tokens/s alone, 3,800 in batches of 8; LM2 9,000 and 20,000).
+    A model of bounded state gains from many rows, however long they are: it works on one segment of each at a time.
+    One that attends to everything does not on a CPU: padded rows need an explicit mask there, which is slower than
+    prompts read alone (measured with a decoder of width 96 at 4k tokens: 9,900 tokens/s alone, 3,800 in batches of 8).
+
+    Args:
+        model: any causal language model.
+        max_batch_tokens: most padded tokens per call, for whoever knows better.
     """
-    windowed = getattr(model.config, "attention_span", None) is not None
-    return _BUDGET if windowed or model.device.type != "cpu" else _BUDGET_FULL_ATTENTION_CPU
+    if max_batch_tokens is not None:
+        return BatchLimits(max_batch_tokens, max_batch_tokens)
+    if isinstance(model, MemoryModel) and model.has_bounded_state:
+        return BatchLimits(_TEXT, _AT_ONCE, model.call_length)
+    tokens = _FULL_ATTENTION_CPU if model.device.type == "cpu" else _FULL_ATTENTION_GPU
+    return BatchLimits(tokens, tokens)
 
 
-def plan_batches(lengths: Sequence[int], *, batch_size: int | None, max_batch_tokens: int) -> list[list[int]]:
-    """Group prompts so that batch x longest prompt stays within the budget, similar lengths together.
+def plan_batches(lengths: Sequence[int], *, batch_size: int | None, limits: BatchLimits) -> list[list[int]]:
+    """Group prompts so that batches stay within limits, similar lengths together.
 
     Args:
         lengths: tokens per prompt.
-        batch_size: most prompts per batch; None for no limit but the budget.
-        max_batch_tokens: most padded tokens per batch; a longer single prompt gets a batch of its own.
+        batch_size: most prompts per batch; None for no limit but the others.
+        limits: most tokens per batch; a longer single prompt gets a batch of its own.
 
     Returns:
         Lists of prompt indices that hold every index once, longest prompts first (a batch that does not fit into memory
@@ -186,7 +241,7 @@ def plan_batches(lengths: Sequence[int], *, batch_size: int | None, max_batch_to
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         grown = len(batches[-1]) + 1 if batches else 0
-        if batches and grown <= (batch_size or grown) and lengths[batches[-1][0]] * grown <= max_batch_tokens:
+        if batches and grown <= (batch_size or grown) and limits.hold(grown, lengths[batches[-1][0]]):
             batches[-1].append(index)
         else:
             batches.append([index])

@@ -87,6 +87,16 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
         return cast(int, self.config.segment_length)
 
     @property
+    def call_length(self) -> int:
+        """Tokens per row that are read at once where no gradient is wanted, however long a text is."""
+        return cast(int, self.config.segment_length)
+
+    @property
+    def has_bounded_state(self) -> bool:
+        """Whether what is carried from call to call stops growing with the text."""
+        return not self.segmented.sees_everything
+
+    @property
     def blocks(self) -> list[Block]:
         """The decoder's blocks."""
         return self.segmented.blocks

@@ -104,6 +104,11 @@ class MoMForCausalLM(MemoryModel):
         """Tokens per row that `memorize` reads at once."""
         return _BLOCK_LENGTH
 
+    @property
+    def call_length(self) -> int:
+        """Tokens per row that are read at once where no gradient is wanted, however long a text is."""
+        return _CALL_LENGTH
+
     def _blank_state(self, batch_size: int) -> MemoryState:
         """Return the state before the first token."""
         return MemoryState(self.segmented.initial_state(batch_size))

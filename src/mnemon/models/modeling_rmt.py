@@ -134,6 +134,11 @@ class RMTForCausalLM(MemoryModel):
         return list(cast("Iterable[AssociativeMemory]", self.memory["associations"]))
 
     @property
+    def has_bounded_state(self) -> bool:
+        """True: keys are kept within a segment only."""
+        return True
+
+    @property
     def longest_text(self) -> None:
         """None: no segment sees another, so a memory can be of any number of tokens."""
         return None

@@ -230,9 +230,14 @@ class SegmentedDecoder:
                 raise StateError(f"the memory is of another model: block {index} ({block.kind}) keeps no {shapes}")
 
     @property
+    def sees_everything(self) -> bool:
+        """Whether a block sees every earlier token, so that what is carried grows with the text."""
+        return any(reach.limit is None for reach in self.reaches)
+
+    @property
     def longest_text(self) -> int | None:
         """Tokens that a block which sees every earlier one was made for; None if there is no such block or number."""
-        if all(reach.limit is not None for reach in self.reaches):
+        if not self.sees_everything:
             return None
         return getattr(self.base.config, "max_position_embeddings", None)
 

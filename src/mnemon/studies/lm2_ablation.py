@@ -182,6 +182,7 @@ def _data_changes(base: Recipe) -> _Changes:
     longer = [*base.data.lengths, 2 * base.data.lengths[-1]]
     return {
         "training.longer": (f"training up to {longer[-1]:,} tokens", (f"data.lengths={longer}",)),
+        "training.jitter": ("training texts up to a quarter shorter", ("data.length_jitter=0.25",)),
         "training.all-tokens": ("loss on the text as well", ("data.loss_on=all",)),
         "training.facts": ("loss on the facts as well", ("data.loss_on=facts",)),
     }

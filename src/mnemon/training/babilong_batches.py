@@ -69,7 +69,10 @@ class BabilongBatches:
         # The few-fact stages only lead up to the first length; once it is reached they teach nothing it does not.
         first = len(self.data.fact_limits) if stage > len(self.data.fact_limits) else 0
         number = rng.randrange(first, stage) if shorter else stage
-        batch = self.collate(self._rows(stages[number], rng), stages[number].length)
+        chosen = stages[number]
+        if self.data.length_jitter:
+            chosen = chosen._replace(length=rng.randint(self._shortest(chosen), chosen.length))
+        batch = self.collate(self._rows(chosen, rng), stages[number].length)
         return share_rows(batch, *self.share, self.segment_length) | {"stage": number}
 
     def check(self) -> None:
@@ -80,7 +83,11 @@ class BabilongBatches:
         """
         for stage in self.data.stages:
             for task in stage.tasks or self.data.tasks:
-                self._next({}, task, stage, random.Random(0))
+                self._next({}, task, stage._replace(length=self._shortest(stage)), random.Random(0))
+
+    def _shortest(self, stage: Stage) -> int:
+        """Return the least length of a stage's contexts; at least 1, because 0 has a meaning of its own."""
+        return min(stage.length, max(1, stage.length - int(self.data.length_jitter * stage.length)))
 
     def _rows(self, stage: Stage, rng: random.Random) -> list[Row]:
         """Draw rows until one more would exceed the token budget."""

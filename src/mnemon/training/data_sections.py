@@ -64,6 +64,9 @@ class BabilongData(Section):
         fact_limits: stages before these, with the first length and at most so many facts, growing: a small model
             finds out which fact answers a question much sooner when there are two than when there are ten.
         first_tasks: tasks of the `fact_limits` stages; empty = all of them.
+        length_jitter: share of its length by which a context may be shorter, drawn for every batch. Where all lengths
+            are multiples of a model's segments, questions always stand at the same place of a segment, and a model that
+            sees one segment at a time fails wherever they stand elsewhere.
         questions_per_story: most questions asked at the end of one context.
         loss_on: `answers`; `all` adds the mean loss of every other token times `context_loss_weight`, `facts` that of
             the tokens of the facts, not of the text they are hidden in.
@@ -77,6 +80,7 @@ class BabilongData(Section):
     lengths: Annotated[list[Length], Field(min_length=1)]
     fact_limits: list[Positive] = Field(default_factory=list)
     first_tasks: list[str] = Field(default_factory=list)
+    length_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     curriculum: CurriculumSection = CurriculumSection()
     questions_per_story: Positive = 4
     loss_on: Literal["answers", "all", "facts"] = "answers"

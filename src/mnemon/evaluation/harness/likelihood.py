@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mnemon.errors import ConfigError
-from mnemon.evaluation.generation import accepts, batch_token_budget, plan_batches
+from mnemon.evaluation.generation import accepts, batch_limits, plan_batches
 
 Request = tuple[Sequence[int], Sequence[int]]
 """Token ids of a context, at least one, and of its continuation, at least one."""
@@ -37,7 +37,7 @@ def continuation_scores(
         requests: contexts and continuations as token ids.
         batch_size: most rows per call; None leaves it to the token budget alone.
         max_batch_tokens: most padded tokens per call; a single longer row still runs, alone. None chooses by
-            `batch_token_budget`.
+            `batch_limits`.
         options: further arguments of the model's forward, for example `knock_out_memory=True`.
         on_batch: called with the number of requests just scored.
 
@@ -56,8 +56,8 @@ def continuation_scores(
         sharing.setdefault((*context, *continuation[:-1]), []).append(index)
     rows = list(sharing)
     scores = [(0.0, False)] * len(requests)
-    budget = max_batch_tokens or batch_token_budget(model)
-    for batch in plan_batches([len(row) for row in rows], batch_size=batch_size, max_batch_tokens=budget):
+    limits = batch_limits(model, max_batch_tokens)
+    for batch in plan_batches([len(row) for row in rows], batch_size=batch_size, limits=limits):
         asked = [[(index, *requests[index]) for index in sharing[rows[number]]] for number in batch]
         for first, last in _within_memory(model, [len(rows[number]) for number in batch], asked):
             chosen = [rows[number] for number in batch[first:last]]
