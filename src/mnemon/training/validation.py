@@ -77,9 +77,8 @@ def _score(
     task: str,
     length: int,
 ) -> dict[str, int]:
-    data = trained.model_copy(
-        update={"tasks": {task: 1.0}, "lengths": [length], "fact_limits": [], "questions_per_story": 1}
-    )
+    exactly = {"tasks": {task: 1.0}, "lengths": [length], "fact_limits": [], "length_jitter": 0.0}
+    data = trained.model_copy(update={**exactly, "questions_per_story": 1})
     options = recipe.optimisation
     rows = min(options.min_rows, recipe.evaluation.samples)
     maker = BabilongBatches(data, tokenizer, recipe.seed + _SEED_OFFSET, options.batch_tokens, rows, split="test")
