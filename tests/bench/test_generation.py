@@ -200,7 +200,8 @@ def test_a_quick_run_writes_results_page_and_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], repository: Path
 ) -> None:
     folder = tmp_path / "generation"
-    assert main(["bench", "generation", "--quick", "--models", "plain,lm2", "-o", str(folder)]) == 0
+    options = ["--quick", "--models", "plain,lm2", "--time-limit", "600"]  # however busy the machine is
+    assert main(["bench", "generation", *options, "-o", str(folder)]) == 0
     page = (folder / "table.md").read_text()
     assert capsys.readouterr().out.strip() == page.strip()
     assert (folder / "generation.png").read_bytes().startswith(b"\x89PNG")
