@@ -84,7 +84,7 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
     @property
     def block_length(self) -> int:
         """Tokens per row that `memorize` reads at once; it ends where these end, counted from a row's first token."""
-        return cast(int, self.config.segment_length)
+        return self.call_length
 
     @property
     def call_length(self) -> int:

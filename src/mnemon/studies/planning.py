@@ -43,7 +43,7 @@ def choose_variants(study: Study, scale: Scale, base: Recipe, only: Sequence[str
     for pattern in only:
         if not any(fnmatchcase(name, pattern) for name in names):
             close = difflib.get_close_matches(pattern, names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"such as {names[0]} or *.{variants[0].arm}"
+            hint = f"did you mean {close[0]}?" if close else f"such as {names[0]} or {names[-1]}"
             raise ConfigError(f"--only {pattern}: no variant of {study.name} at this scale is called so; {hint}")
     return tuple(v for v in variants if not only or any(fnmatchcase(v.name, pattern) for pattern in only))
 
