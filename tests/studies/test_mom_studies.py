@@ -149,6 +149,24 @@ def test_the_page_of_the_repository_names_no_folder_of_this_machine(
     assert script["main"]([str(tmp_path), "--root", str(tmp_path)]) == 2
 
 
+def test_a_study_goes_on_from_what_the_repository_keeps_of_it(mqar: Path, repository: Path, tmp_path: Path) -> None:
+    import runpy
+    import tarfile
+
+    script = runpy.run_path(str(repository / "scripts" / "update_studies.py"))
+    assert script["main"]([str(mqar), "--root", str(tmp_path)]) == 0
+    archive = tmp_path / "docs" / "results" / "runs" / "mom-mqar.tar.gz"
+    assert archive.read_bytes() == script["packed"](mqar)
+    folder = tmp_path / "again"
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="data")
+    assert not list(folder.rglob("*.safetensors"))
+    results = reproduce(MQAR, folder)
+    before = results_of(mqar)
+    assert results["variants"] == before["variants"]
+    assert results["comparisons"] == before["comparisons"]
+
+
 def test_a_loss_curve_does_not_depend_on_where_the_log_was_cut() -> None:
     whole = [{"step": 2, "tokens": 20, "loss": 1.5}, {"step": 4, "tokens": 40, "loss": 3.5}]
     cut = [

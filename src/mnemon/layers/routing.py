@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mnemon.layers.projection import Groups, InitialValues, Projection
 from mnemon.ops.state import state_dtype
 
-_FULL_ENOUGH = 0.8  # least share of tokens that count among those that are computed
+_FULL_ENOUGH = 0.65  # least share of tokens that count among those that are computed
 
 
 class Routing(NamedTuple):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mnemon.ops.rule import UpdateRule
 
 _SMALLEST_CHUNK = 16
+_WORTHWHILE = 0.125  # share of the tokens computed that smaller chunks must save
 _BLOCK_NUMBERS = 2**17  # numbers of one input, such as v, in a block
 _BLOCK_NUMBERS_GPU = 2**24  # a GPU needs more to be busy
 _BLOCKS_KEPT = 4  # a longer sequence is computed again in the backward pass
@@ -51,7 +52,7 @@ def compute_rows(
     batch, tokens, heads, value_dim = v.shape
     if tokens == 0:
         return torch.zeros_like(v), state
-    chunk_size = max(min(chunk_size, -(-tokens // _SMALLEST_CHUNK) * _SMALLEST_CHUNK), 1)
+    chunk_size = _fitted(chunk_size, tokens)
     row_numbers = max(batch * heads * max(value_dim, tensors["q"].shape[-1]), 1)
     numbers = _BLOCK_NUMBERS if v.device.type == "cpu" else _BLOCK_NUMBERS_GPU
     block = max(numbers // row_numbers // chunk_size, 1) * chunk_size
@@ -68,6 +69,17 @@ def compute_rows(
         output, state = _block(rule, dict(zip(tensors, parts, strict=True)), state, options, chunk_size)
         tickets.append(_Written.apply(output, whole, span))
     return _Joined.apply(whole, spans, *tickets), state
+
+
+def _fitted(chunk_size: int, tokens: int) -> int:
+    """Return at most `chunk_size`, less where a short sequence would mostly fill up its last chunk."""
+    chunk_size = max(min(chunk_size, -(-tokens // _SMALLEST_CHUNK) * _SMALLEST_CHUNK), 1)
+    while chunk_size % (2 * _SMALLEST_CHUNK) == 0:
+        filled, less = (-(-tokens // size) * size for size in (chunk_size, chunk_size // 2))
+        if filled - less < _WORTHWHILE * filled:
+            break
+        chunk_size //= 2
+    return chunk_size
 
 
 def _block(

@@ -23,12 +23,16 @@ from typing import Any
 import transformers
 
 from mnemon.errors import ConfigError, DataError, MnemonError, RunError
+from mnemon.evaluation.machine import describe_machine
 from mnemon.files import atomic_write_text, read_text
 from mnemon.studies.study import Json, PlannedRun, Study
+from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import load_recipe
 from mnemon.training.run import RECIPE_FILE, SUMMARY_FILE, train
+from mnemon.training.trainer import wants_cuda
 
 MEASURES = "measures.json"
+MACHINE = "machine"
 _INTERRUPTED = 130
 _PATIENCE = 120.0
 _MAY_DIFFER = ("output", "optimisation.threads", "data.workers")
@@ -76,8 +80,15 @@ def complete(study: Study, run: PlannedRun, root: Path) -> None:
         summary = train(run.recipe, folder, overwrite=overwrite, resume=resumable, show_progress=False)
         if summary["stop_reason"] == "interrupted":
             raise KeyboardInterrupt
-    measures = {**_asked(run), **study.measure(run, folder)}
+    measures = {**_asked(run), MACHINE: machine_of(run.recipe), **study.measure(run, folder)}
     atomic_write_text(folder / MEASURES, json.dumps(measures, allow_nan=False) + "\n")
+
+
+def machine_of(recipe: Recipe) -> dict[str, str]:
+    """Describe this machine as a run of a recipe uses it."""
+    facts = describe_machine("cuda" if wants_cuda(recipe.optimisation) else "cpu")
+    threads = recipe.optimisation.threads
+    return facts if threads is None else {**facts, "threads": f"{threads} per run"}
 
 
 def refuse_untrained(runs: Sequence[PlannedRun], root: Path) -> None:

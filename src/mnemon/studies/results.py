@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mnemon.errors import ConfigError, DataError
-from mnemon.evaluation.machine import describe_machine
 from mnemon.files import atomic_write_bytes, atomic_write_json, atomic_write_text, prepare_output_folder
 from mnemon.studies.equal_size import refuse_unequal
-from mnemon.studies.execution import MEASURES, alone_in, execute, read_json, refuse_other, refuse_untrained
+from mnemon.studies.execution import (
+    MACHINE,
+    MEASURES,
+    alone_in,
+    execute,
+    machine_of,
+    read_json,
+    refuse_other,
+    refuse_untrained,
+)
 from mnemon.studies.order import Order
 from mnemon.studies.planning import base_recipe, choose_variants, counted_facts, model_facts, plan_runs
 from mnemon.studies.registry import get_study
@@ -19,7 +27,6 @@ from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
 from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import check_recipe
 from mnemon.training.run import SUMMARY_FILE
-from mnemon.training.trainer import wants_cuda
 
 FORMAT = "mnemon-study-1"
 PLAN, RESULTS, PAGE = "study.json", "results.json", "page.md"
@@ -82,18 +89,30 @@ def reproduce(
             "seeds": scale.seeds,
             "samples": scale.samples,
             "command": command,
-            "machine": _machine(base),
+            "machine": machine_of(base),
             "recipe": _portable(base),
         }
         by_variant = _by_variant(runs)
         measures = {name: [read_json(run.folder(root) / MEASURES) for run in own] for name, own in by_variant.items()}
         collected = [_variant_facts(study, scale, own, root, scores) for own in by_variant.values()]
-        results = facts | {"variants": collected} | study.analyse(collected, measures)
+        results = facts | {"machines": _machines(measures), "variants": collected} | study.analyse(collected, measures)
         for folder in study.write(root, measures, results):
             report(f"wrote {folder}")
         write_page(root / PAGE, results, "")
         atomic_write_json(root / RESULTS, results)
     return results
+
+
+def _machines(measures: Mapping[str, Sequence[Json]]) -> list[Json]:
+    """Return the machines on which the runs were trained, with the number of runs of each."""
+    found: list[Json] = []
+    for run in (run for runs in measures.values() for run in runs if MACHINE in run):
+        same = next((entry for entry in found if entry["machine"] == run[MACHINE]), None)
+        if same is None:
+            found.append({"machine": run[MACHINE], "runs": 1})
+        else:
+            same["runs"] += 1
+    return found
 
 
 def _refuse_to_launch(runs: Sequence[PlannedRun], root: Path, overwrite: bool) -> None:
@@ -211,8 +230,7 @@ def write_page(path: Path, results: Json, prefix: str) -> Path:
     for figure in figures:
         atomic_write_bytes(path.parent / f"{prefix}{figure.name}.svg", figure.svg)
     shown = [line for figure in figures for line in (f"![{figure.title}]({prefix}{figure.name}.svg)", "")]
-    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
-    lines = [f"# {study.title}", "", *study.body(results), *shown, *_circumstances(results), f"Machine: {machine}.", ""]
+    lines = [f"# {study.title}", "", *study.body(results), *shown, *_circumstances(results), *_on_machines(results), ""]
     return atomic_write_text(path, "\n".join(lines))
 
 
@@ -231,15 +249,17 @@ def _circumstances(results: Json) -> list[str]:
     ]
 
 
+def _on_machines(results: Json) -> list[str]:
+    """Return a line per machine; runs of which it is not known are taken to be of the one that wrote the results."""
+    found = results.get("machines") or [{"machine": results["machine"]}]
+    texts = [", ".join(f"{name} {value}" for name, value in entry["machine"].items()) for entry in found]
+    if len(found) == 1:
+        return [f"Machine: {texts[0]}."]
+    return [f"- {entry['runs']} runs on: {text}." for entry, text in zip(found, texts, strict=True)]
+
+
 def _is_tuned(results: Json) -> bool:
     return any(variant["tuning"] for variant in results["variants"])
-
-
-def _machine(recipe: Recipe) -> dict[str, str]:
-    """Describe the machine as the runs used it."""
-    facts = describe_machine("cuda" if wants_cuda(recipe.optimisation) else "cpu")
-    threads = recipe.optimisation.threads
-    return facts if threads is None else {**facts, "threads": f"{threads} per run"}
 
 
 def _portable(recipe: Recipe) -> dict[str, Any]:
