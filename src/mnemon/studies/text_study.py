@@ -28,7 +28,7 @@ class TextStudy(Study):
         """Train the tokenizer once for all runs, unless the recipe names one."""
         if base.tokenizer_source is not None:
             return ()
-        folder = root.resolve() / "tokenizer"
+        folder = root / "tokenizer"
         if not folder.is_dir():
             tokenizer = build_tokenizer(base)
             assert tokenizer is not None  # text has one
