@@ -25,11 +25,24 @@ def bank_layer(**options) -> MemoryBank:
         for gate in (layer.output_gate, layer.input_gate, layer.forget_gate, layer.forget_gate_bank, layer.skip_gate):
             if gate is not None:
                 gate.weight.normal_()
+        if layer.write_conv is not None:
+            layer.write_conv.weight.normal_()
     return layer.double()
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def convolved(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Every token and those before it [T, W], times the columns of the weight [W, size], the last for the token."""
+    size = weight.shape[1]
+    return torch.stack(
+        [sum(weight[:, size - 1 - back] * x[t - back] for back in range(min(size, t + 1))) for t in range(len(x))]
+    )
+
+
+VARIANTS = [{}, {"coupled_gates": True}, {"write_query": "bank"}, {"write_query": "key"}, {"write_conv": 3}]
 
 
 def direct_update(layer: MemoryBank, bank: torch.Tensor, residual: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -40,8 +53,15 @@ def direct_update(layer: MemoryBank, bank: torch.Tensor, residual: torch.Tensor,
         y = residual[row] * torch.rsqrt(residual[row].square().mean(-1, keepdim=True) + layer.norm_eps)
         y = y * layer.write_norm
         hat = rms_normalise(bank[row])
-        query = hat @ layer.write_query.weight.T + layer.slot_key
+        query = torch.zeros(J, W, dtype=torch.float64)
+        if layer.write_query is not None:
+            query = query + hat @ layer.write_query.weight.T
+        if layer.has_slot_key:
+            query = query + layer.slot_key
         key, value = y @ layer.write_key.weight.T, y @ layer.write_value.weight.T
+        if layer.write_conv is not None:
+            taps = layer.write_conv.weight.split(W)
+            key, value = (convolved(x, weight) for x, weight in zip((key, value), taps, strict=True))
         written = torch.zeros(J, W, dtype=torch.float64)
         for head in range(H):
             part = slice(head * d, (head + 1) * d)
@@ -51,8 +71,8 @@ def direct_update(layer: MemoryBank, bank: torch.Tensor, residual: torch.Tensor,
                 score = score - layer.recency_slope[head] * age
                 weight = score.masked_fill(~mask[row], float("-inf")).softmax(0)
                 written[slot, part] = weight @ value[:, part]
-        gate_in = torch.sigmoid(layer.input_gate(written))
         gate_forget = torch.sigmoid(layer.forget_gate(written) + layer.forget_gate_bank(hat))
+        gate_in = 1 - gate_forget if layer.input_gate is None else torch.sigmoid(layer.input_gate(written))
         new[row] = gate_in * torch.tanh(written) + gate_forget * bank[row]
     return new
 
@@ -68,31 +88,42 @@ def gathered(layer: MemoryBank, bank: torch.Tensor, residual: torch.Tensor, cuts
     return statistics
 
 
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
 @given(width=st.integers(1, 33), cuts=st.sets(st.integers(1, 32), max_size=4))
-def test_the_online_write_equals_the_equations_at_any_cut(width, cuts):
-    layer, bank, residual = bank_layer(), random(B, J, W), random(B, width, D, seed=2)
+def test_the_online_write_equals_the_equations_at_any_cut(options, width, cuts):
+    layer, bank, residual = bank_layer(**options), random(B, J, W), random(B, width, D, seed=2)
     everything = torch.ones(B, width, dtype=torch.bool)
     statistics = gathered(layer, bank, residual, sorted(cut for cut in cuts if cut < width))
     updated, _ = layer.update(bank, statistics)
     assert torch.allclose(updated, direct_update(layer, bank, residual, everything), atol=1e-12)
 
 
-def test_write_shares_are_what_every_token_contributes_to_the_content():
-    layer, bank, residual, cut = bank_layer(), random(B, J, W), random(B, 9, D, seed=1), 4
-    statistics = gathered(layer, bank, residual, [cut])
-    pieces = (residual[:, :cut], torch.arange(cut)[None]), (residual[:, cut:], torch.arange(cut, 9)[None])
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_write_shares_are_what_every_token_contributes_to_the_content(options):
+    layer, bank, residual, cut = bank_layer(**options), random(B, J, W), random(B, 9, D, seed=1), 4
+    statistics, nothing = gathered(layer, bank, residual, [cut]), layer.empty_statistics(B, residual)
+    past = gathered(layer, bank, residual[:, :cut], [])
+    pieces = (
+        (residual[:, :cut], torch.arange(cut)[None], nothing),
+        (residual[:, cut:], torch.arange(cut, 9)[None], past),
+    )
     shares = torch.cat(
-        [layer.write_shares(piece, place, opened(layer, bank), statistics) for piece, place in pieces], dim=-1
+        [layer.write_shares(piece, place, opened(layer, bank), before, statistics) for piece, place, before in pieces],
+        dim=-1,
     )
     torch.testing.assert_close(shares.sum(dim=-1), torch.ones(B, H, J, dtype=torch.float64), rtol=0, atol=1e-12)
     y = residual * torch.rsqrt(residual.square().mean(-1, keepdim=True) + layer.norm_eps) * layer.write_norm
-    values = (y @ layer.write_value.weight.T).view(B, 9, H, W // H).transpose(1, 2)
+    values = y @ layer.write_value.weight.T
+    if layer.write_conv is not None:
+        values = torch.stack([convolved(row, layer.write_conv.weight[W:]) for row in values])
+    values = values.view(B, 9, H, W // H).transpose(1, 2)
     content = statistics.value / statistics.total[..., None]
     torch.testing.assert_close(shares @ values, content, rtol=0, atol=1e-12)
 
 
-def test_masked_tokens_take_no_part_in_the_write():
-    layer, bank, residual = bank_layer(), random(B, J, W), random(B, 11, D, seed=2)
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_masked_tokens_take_no_part_in_the_write(options):
+    layer, bank, residual = bank_layer(**options), random(B, J, W), random(B, 11, D, seed=2)
     valid = torch.ones(B, 11, dtype=torch.bool)
     valid[:, 8:] = False
     with_blanks, _ = layer.update(bank, gathered(layer, bank, residual, [4, 9], valid))
@@ -100,14 +131,16 @@ def test_masked_tokens_take_no_part_in_the_write():
     assert torch.allclose(with_blanks, without, atol=1e-14)
 
 
-def test_a_call_without_a_real_token_leaves_the_write_statistics_exactly_as_they_were():
-    layer, bank = bank_layer(), random(B, J, W)
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_a_call_without_a_real_token_leaves_the_write_statistics_exactly_as_they_were(options):
+    layer, bank = bank_layer(**options), random(B, J, W)
     segment, nothing = opened(layer, bank), torch.zeros(B, 3, dtype=torch.bool)
     fresh = layer.empty_statistics(B, bank)
     begun = layer.gather(random(B, 4, D, seed=2), torch.arange(4)[None], None, segment, fresh)
     for before in (fresh, begun):
         after = layer.gather(random(B, 3, D, seed=3), torch.arange(4, 7)[None], nothing, segment, before)
-        assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+        pairs = zip(before, after, strict=True)
+        assert all(new is None if old is None else torch.equal(old, new) for old, new in pairs)
 
 
 def test_tokens_long_past_get_no_subnormal_weights_and_still_the_answer_of_the_equations():
@@ -218,3 +251,20 @@ def test_the_skip_gate_mixes_the_updated_slot_with_the_old_one(stretch):
         layer.skip_gate = skip
         skip.bias.data.fill_(-40.0)
         assert torch.equal(layer.update(bank, statistics)[0], bank)  # passed by: no bit changes
+
+
+def test_a_convolution_of_the_write_begins_as_none_and_coupled_gates_keep_what_was_asked_for():
+    residual, bank = random(B, 7, D, seed=2), random(B, J, W)
+    plain, convolving = bank_layer(), MemoryBank(D, J, W, H, retention=0.73, write_conv=4).double()
+    for parameter, value in convolving.initial_values():
+        parameter.data.copy_(value)
+    convolving.load_state_dict(plain.state_dict(), strict=False)
+    found = [layer.update(bank, gathered(layer, bank, residual, [3]))[0] for layer in (plain, convolving)]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-14)
+
+    coupled = MemoryBank(D, J, W, H, retention=0.73, coupled_gates=True).double()
+    for parameter, value in coupled.initial_values():
+        parameter.data.copy_(value)
+    gates = coupled.update(bank, gathered(coupled, bank, residual, [3]))[1]
+    torch.testing.assert_close(gates.forget_gate, torch.full_like(gates.forget_gate, 0.73))
+    torch.testing.assert_close(gates.input_gate, 1 - gates.forget_gate)

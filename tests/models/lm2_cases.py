@@ -1,4 +1,6 @@
-"""Tiny LM2 models in float64 for the contract tests: every base, both flows, with and without a span."""
+"""Tiny LM2 models in float64 for the contract tests: every base, both flows, with and without a span; one that has what
+the paper's memory has not.
+"""
 
 import functools
 import itertools
@@ -42,6 +44,8 @@ CASES = [
     f"{base}-{flow}-{'span' if span else 'full'}"
     for base, flow, span in itertools.product(BASES, ("depth", "layer"), (False, True))
 ]
+CASES.append("lfm2-depth-extended")
+EXTENSIONS = {"write_conv": 4, "coupled_gates": True, "write_query": "key", "skip_gate": True, "gate_stretch": 0.1}
 
 
 def lm2(base_config: PreTrainedConfig, seed: int = 0, **options: Any) -> LM2ForCausalLM:
@@ -55,15 +59,19 @@ def lm2(base_config: PreTrainedConfig, seed: int = 0, **options: Any) -> LM2ForC
     with torch.no_grad():
         for bank in model.banks:
             for gate in (bank.output_gate, bank.input_gate, bank.forget_gate, bank.forget_gate_bank):
-                gate.weight.normal_()
+                if gate is not None:
+                    gate.weight.normal_()
+            if bank.write_conv is not None:
+                bank.write_conv.weight.normal_()
     return model.double().eval()
 
 
 @functools.lru_cache
 def case(name: str) -> LM2ForCausalLM:
     """Return the model of one of `CASES`."""
-    base, flow, span = name.split("-")
-    return lm2(BASES[base](), flow=flow, attention_span=9 if span == "span" else None)
+    base, flow, kind = name.split("-")
+    extensions = EXTENSIONS if kind == "extended" else {}
+    return lm2(BASES[base](), flow=flow, attention_span=None if kind == "full" else 9, **extensions)
 
 
 def tokens(batch: int, width: int, seed: int = 0) -> torch.Tensor:

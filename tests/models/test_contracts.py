@@ -17,7 +17,8 @@ from mnemon.models.state import ARMTState, LM2State, RMTState
 EXAMPLES = settings(max_examples=8)
 CASES = [*lm2_cases.CASES, *mom_cases.CASES, *rmt_cases.CASES]
 BOUNDED = [
-    "lfm2-depth-span", "lfm2-layer-span", *(name for name in mom_cases.CASES if name not in mom_cases.GROWING),
+    "lfm2-depth-span", "lfm2-layer-span", "lfm2-depth-extended",
+    *(name for name in mom_cases.CASES if name not in mom_cases.GROWING),
     *rmt_cases.CASES,
 ]  # fmt: skip
 every_case = pytest.mark.parametrize("name", CASES)

@@ -36,7 +36,8 @@ def final_logits(model: LM2ForCausalLM, ids: torch.Tensor, **options) -> torch.T
         {"num_slots": 6}, {"slot_dim": 15}, {"num_memory_heads": 4}, {"segment_length": 8}, {"flow": "layer"},
         {"memory_layers": [0]}, {"attention_span": 9}, {"attention_span": 9, "attention_sinks": 2},
         {"read_top_k": 2}, {"retention": 0.99}, {"gate_stretch": 0.1},
-        {"skip_gate": True},
+        {"skip_gate": True}, {"coupled_gates": True}, {"write_query": "bank"}, {"write_query": "key"},
+        {"write_conv": 3},
     ],
     ids=lambda options: next(iter(options)),
 )  # fmt: skip
@@ -222,6 +223,8 @@ def test_bfloat16_models_keep_bank_and_statistics_in_float32():
         ({"attention_span": 3, "segment_length": 7}, "neither attention nor bank"),
         ({"flow": "sideways"}, "flow must be one of depth, layer"),
         ({"gate_stretch": 1.0}, "gate_stretch must be at least 0 and below 1"),
+        ({"write_query": "slot"}, "write_query must be one of both, bank, key"),
+        ({"write_conv": 1}, "0 .no convolution. or at least 2"),
         ({"retention": 1.0}, "strictly between 0 and 1"),
         ({"read_top_k": 99}, "exceeds num_slots"),
         ({"memory_layers": [7]}, "blocks 0 to 2"),

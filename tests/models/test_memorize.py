@@ -20,7 +20,8 @@ from mnemon.models.memory_model import MemoryModel
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
 from mnemon.models.state import MemoryCache, MemoryState
 
-CASES = ["llama-depth-span", "llama-layer-full", "lfm2-depth-span", *mom_cases.CASES, *rmt_cases.CASES]
+LM2 = ("llama-depth-span", "llama-layer-full", "lfm2-depth-span", "lfm2-depth-extended")
+CASES = [*LM2, *mom_cases.CASES, *rmt_cases.CASES]
 every_case = pytest.mark.parametrize("name", CASES)
 BLOCK = SEGMENT
 LONG = 5 * BLOCK + 3

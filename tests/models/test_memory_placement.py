@@ -14,7 +14,7 @@ LM2 = {"num_slots": 6, "slot_dim": 8, "num_memory_heads": 2, "segment_length": S
 
 
 def build(**options) -> LM2ForCausalLM:
-    """Build the model of a recipe with these memory options, with gates that are not at their neutral start."""
+    """Build the model of a recipe with these memory options, its gates and convolution not at their neutral start."""
     base = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": BLOCKS, "num_attention_heads": 2,
             "num_key_value_heads": 2, "intermediate_size": 24}  # fmt: skip
     recipe = check_recipe(
@@ -30,8 +30,9 @@ def build(**options) -> LM2ForCausalLM:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for bank in model.banks:
-            for gate in (bank.output_gate, bank.input_gate, bank.forget_gate):
-                gate.weight.copy_(torch.randn(gate.weight.shape, generator=generator))
+            moved = [bank.output_gate, bank.input_gate, bank.forget_gate, bank.write_conv]
+            for module in (module for module in moved if module is not None):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
     return model.eval()
 
 
@@ -69,7 +70,8 @@ def test_the_state_holds_one_bank_per_flow_and_place(flow):
     [
         {"num_slots": 7}, {"slot_dim": 10}, {"num_memory_heads": 4}, {"segment_length": SEGMENT + 1}, {"flow": "layer"},
         {"retention": 0.99}, {"gate_stretch": 0.2}, {"skip_gate": True}, {"read_top_k": 2}, {"attention_span": 9},
-        {"attention_span": 9, "attention_sinks": 2},
+        {"attention_span": 9, "attention_sinks": 2}, {"coupled_gates": True}, {"write_query": "bank"},
+        {"write_query": "key"}, {"write_conv": 3},
     ],
     ids=lambda change: " and ".join(change),
 )  # fmt: skip

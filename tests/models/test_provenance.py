@@ -207,7 +207,8 @@ def test_an_option_that_is_new_and_not_used_leaves_saved_memories_valid(name):
 
 
 def test_an_option_that_is_new_and_used_changes_the_fingerprint():
-    assert _described(lm2(llama_config(), skip_gate=True).config)["own"]["skip_gate"] is True
+    for name, value in {"skip_gate": True, "coupled_gates": True, "write_query": "key", "write_conv": 4}.items():
+        assert _described(lm2(llama_config(), **{name: value}).config)["own"][name] == value
 
 
 def test_moving_a_model_keeps_its_memories_valid():

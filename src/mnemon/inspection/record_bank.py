@@ -169,11 +169,12 @@ class BankRecorder:
         positions: Tensor,
         valid: Tensor | None,
         bank: SegmentRead,
+        past: WriteStatistics,
         *others: Any,
     ) -> WriteStatistics:
-        statistics: WriteStatistics = gather(residual, positions, valid, bank, *others)
+        statistics: WriteStatistics = gather(residual, positions, valid, bank, past, *others)
         with torch.no_grad():
-            shares = self._model.banks[order].write_shares(residual, positions, bank, statistics)
+            shares = self._model.banks[order].write_shares(residual, positions, bank, past, statistics)
             self._blocks[order].put_sums("write", segment, shares[0].mean(dim=0).T)
         return statistics
 

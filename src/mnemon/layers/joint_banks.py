@@ -32,8 +32,8 @@ class Written(NamedTuple):
 
 
 def can_be_joined(banks: Sequence[MemoryBank]) -> bool:
-    """Say whether banks are compact, so that joining them pays, and made of nothing but the paper's projections."""
-    plain = (not bank.recomputes and bank.skip_gate is None and bank.is_untouched for bank in banks)
+    """Say whether banks are compact, so that joining them pays, and have the paper's projections alone."""
+    plain = (not bank.recomputes and bank.is_plain for bank in banks)
     return bool(banks) and all(plain)
 
 
@@ -50,11 +50,13 @@ class JointBanks:
     def __init__(self, banks: Sequence[MemoryBank], dtype: torch.dtype) -> None:
         first = banks[0]
         self._num_heads, self._scale, self._stretch = first.num_heads, first.scale, first.gate_stretch
-        read = [w for bank in banks for w in (bank.read_key.weight, bank.read_value.weight, bank.write_query.weight)]
-        self._read = torch.stack(read).unflatten(0, (len(banks), 3))  # [L, 3, W, W]
+        read = [linear for bank in banks for linear in (bank.read_key, bank.read_value, bank.write_query)]
+        self._read = torch.stack([linear.weight for linear in read if linear is not None]).unflatten(
+            0, (len(banks), 3)
+        )  # [L, 3, W, W]
         slot_keys = torch.stack([bank.slot_key for bank in banks])
         self._slot_keys = self._split(slot_keys[:, None])  # [L, 1, H, J, d]
-        gates = [gate for bank in banks for gate in (bank.input_gate, bank.forget_gate)]
+        gates = [gate for bank in banks for gate in (bank.input_gate, bank.forget_gate) if gate]
         weights = torch.stack([gate.weight for gate in gates]).to(dtype)
         self._gates = weights.unflatten(0, (len(banks), 2)).flatten(1, 2).mT  # [L, W, 2W]
         self._gate_bias = torch.stack([gate.bias for gate in gates]).to(dtype).view(len(banks), 1, -1)  # [L, 1, 2W]

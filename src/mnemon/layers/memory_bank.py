@@ -12,12 +12,14 @@ every departure and why).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnemon.layers.convolution import ShortConvolution
 from mnemon.layers.lean_gradients import (
     content_of,
     gated_projection,
@@ -43,11 +45,18 @@ class WriteStatistics(NamedTuple):
         peak: running maximum of the scores, [B, H, J]; carries no gradient (a softmax does not depend on it).
         total: running sum of exp(score - peak), [B, H, J].
         value: running sum of exp(score - peak) times the value, [B, H, J, d].
+        tail: keys and values that the convolution of the write still needs, [B, tokens - 1, 2 W]; None without one.
     """
 
     peak: Tensor
     total: Tensor
     value: Tensor
+    tail: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "WriteStatistics":
+        """Return statistics whose tensors went through a function."""
+        tail = None if self.tail is None else function(self.tail)
+        return WriteStatistics(function(self.peak), function(self.total), function(self.value), tail)
 
 
 class SegmentRead(NamedTuple):
@@ -122,6 +131,16 @@ class BankProjection(nn.Linear):
     """A linear layer whose initial values are its bank's business (`MemoryBank.initial_values`)."""
 
 
+class WriteConvolution(ShortConvolution):
+    """The convolution of what is written; it begins as none."""
+
+    def initial_values(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the weight with its initial value: a token is what it is."""
+        weight = torch.zeros_like(self.weight)
+        weight[:, -1] = 1.0
+        return [(self.weight, weight)]
+
+
 class MemoryBank(nn.Module):
     """Read and write one bank of J slots of width W from a block of width D.
 
@@ -135,6 +154,11 @@ class MemoryBank(nn.Module):
             they can close and open completely, so that a segment can leave the bank exactly as it is. 0 = sigmoid.
         skip_gate: whether every slot has one more gate, a number per update, that closes input and opens forget gate at
             once, so that a segment can pass it by. Its stretch is the gates' own.
+        coupled_gates: whether the input gate is 1 - forget gate, so that a slot takes in as much as it forgets.
+        write_query: what a slot asks the tokens for: "both" its content and its key, "bank" its content alone, "key"
+            its key alone.
+        write_conv: tokens that a causal convolution over the written keys and values sees, none beyond the segment's
+            first; 0 = no convolution.
         read_top_k: number of slots a token may read per head, None = all.
         norm_eps: epsilon of the memory's own RMS norm.
     """
@@ -150,11 +174,14 @@ class MemoryBank(nn.Module):
         retention: float,
         gate_stretch: float = 0.0,
         skip_gate: bool = False,
+        coupled_gates: bool = False,
+        write_query: str = "both",
+        write_conv: int = 0,
         read_top_k: int | None = None,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.slot_dim = num_heads, slot_dim
         self.head_dim = slot_dim // num_heads
         self.scale = 1 / math.sqrt(self.head_dim)
         # Recomputing instead of keeping costs a little time; it pays where the kept tensors are as wide as the model.
@@ -174,19 +201,22 @@ class MemoryBank(nn.Module):
         self.write_norm = nn.Parameter(torch.ones(hidden_size))
         # Fixed, not learned: it only has to tell the slots apart, and J x W more parameters per block tell no more.
         self.register_buffer("slot_key", torch.empty(num_slots, slot_dim))
-        self.write_query = BankProjection(slot_dim, slot_dim, bias=False)
+        self.has_slot_key = write_query != "bank"
+        self.write_query = BankProjection(slot_dim, slot_dim, bias=False) if write_query != "key" else None
         self.write_key = BankProjection(hidden_size, slot_dim, bias=False)
         self.write_value = BankProjection(hidden_size, slot_dim, bias=False)
+        self.write_conv = WriteConvolution(2 * slot_dim, write_conv) if write_conv else None
         self.recency_slope = nn.Parameter(torch.empty(num_heads))
-        self.input_gate = BankProjection(slot_dim, slot_dim)
+        self.input_gate = BankProjection(slot_dim, slot_dim) if not coupled_gates else None
         self.forget_gate = BankProjection(slot_dim, slot_dim)
         self.forget_gate_bank = BankProjection(slot_dim, slot_dim, bias=False)
         self.skip_gate = BankProjection(slot_dim, 1) if skip_gate else None
 
     @property
-    def is_untouched(self) -> bool:
-        """Whether nothing has wrapped its projections (PEFT does), so that their weights are all there is to them."""
-        return all(isinstance(child, BankProjection) for child in self.children())
+    def is_plain(self) -> bool:
+        """Whether it is the paper's bank, and nothing has wrapped its projections (PEFT does)."""
+        plain = self.skip_gate is None and None not in (self.input_gate, self.write_query) and self.has_slot_key
+        return plain and all(isinstance(child, BankProjection) for child in self.children())
 
     def initial_values(self) -> list[tuple[Tensor, Tensor]]:
         """Return parameters and slot keys with their initial values; the model's `_init_weights` copies them in.
@@ -199,14 +229,18 @@ class MemoryBank(nn.Module):
             self.read_query, self.read_key, self.read_value, self.output,
             self.write_query, self.write_key, self.write_value,
         ):  # fmt: skip
-            values.append((linear.weight, torch.randn_like(linear.weight) / math.sqrt(linear.in_features)))
+            if linear is not None:
+                values.append((linear.weight, torch.randn_like(linear.weight) / math.sqrt(linear.in_features)))
+        if self.write_conv is not None:
+            values += self.write_conv.initial_values()
         for gate, bias in (
             (self.output_gate, 0.0), (self.input_gate, 0.0), (self.forget_gate, self.forget_bias),
-            (self.forget_gate_bank, None), *(() if self.skip_gate is None else ((self.skip_gate, self.skip_bias),)),
+            (self.forget_gate_bank, None), (self.skip_gate, self.skip_bias),
         ):  # fmt: skip
-            values.append((gate.weight, torch.zeros_like(gate.weight)))
-            if bias is not None:
-                values.append((gate.bias, torch.full_like(gate.bias, bias)))
+            if gate is not None:
+                values.append((gate.weight, torch.zeros_like(gate.weight)))
+                if bias is not None:
+                    values.append((gate.bias, torch.full_like(gate.bias, bias)))
         values.append((self.slot_key, torch.randn_like(self.slot_key)))
         slopes = [_INITIAL_SLOPES[head % len(_INITIAL_SLOPES)] for head in range(self.num_heads)]
         values.append((self.recency_slope, torch.tensor(slopes).to(self.recency_slope)))
@@ -215,10 +249,15 @@ class MemoryBank(nn.Module):
     def open_segment(self, normalised: Tensor) -> SegmentRead:
         """Project the segment-start bank, RMS-normalised, [B, J, W], once for all tokens of the segment."""
         normalised = normalised.to(self.read_key.weight.dtype)
+        if self.write_query is None:
+            asked = self.slot_key.expand(len(normalised), -1, -1)
+        else:
+            asked = self.write_query(normalised)
+            asked = asked + self.slot_key if self.has_slot_key else asked
         return SegmentRead(
             self._heads(self.read_key(normalised)),
             self._heads(self.read_value(normalised)),
-            self._heads((self.write_query(normalised) + self.slot_key) * self.scale),
+            self._heads(asked * self.scale),
         )
 
     def read(self, x: Tensor, segment: SegmentRead, wants_weights: bool = False) -> ReadResult:
@@ -268,7 +307,8 @@ class MemoryBank(nn.Module):
         dtype = state_dtype(like.dtype)
         # One number each, seen as many: nothing is written in place, and most segments are gathered in one go.
         never, zero = like.new_full((), _NEVER, dtype=dtype), like.new_zeros((), dtype=dtype)
-        return WriteStatistics(never.expand(shape), zero.expand(shape), zero.expand(*shape, self.head_dim))
+        tail = None if self.write_conv is None else zero.expand(batch_size, self.write_conv.size - 1, 2 * self.slot_dim)
+        return WriteStatistics(never.expand(shape), zero.expand(shape), zero.expand(*shape, self.head_dim), tail)
 
     def gather(
         self,
@@ -284,26 +324,32 @@ class MemoryBank(nn.Module):
         Args:
             residual: h + SelfAttn + memory term of the block, [B, T, D].
             positions: index of each token inside its segment, [B, T] or [1, T], 0 ... C-1.
-            valid: True where a token is real, [B, T]; None = all. Other tokens leave the statistics unchanged.
+            valid: True where a token is real, [B, T]; None = all. Other tokens leave the statistics unchanged; with a
+                convolution they stand behind those that are real.
             segment: projections of the segment-start bank (whose slots are the queries).
             past: statistics of the segment's earlier tokens.
             is_fresh: whether it is known that there are none.
         Returns:
             The new statistics, in the state's dtype.
         """
-        keys, values = self._written_projections(residual)
+        keys, values, tail = self._written_projections(residual, valid, past)
         # ALiBi form: a later fact about the same thing counts more. The constant -slope * (segment end) is left out,
         # because a softmax does not see it and the end is not known while decoding.
         peak, total, value = written_content(
             segment.write_queries, keys, values, self.recency_slope, positions, valid, past.peak
         )
         if is_fresh:
-            return WriteStatistics(peak, total, value)
+            return WriteStatistics(peak, total, value, tail)
         rescale = torch.exp(past.peak - peak)
-        return WriteStatistics(peak, past.total * rescale + total, past.value * rescale[..., None] + value)
+        return WriteStatistics(peak, past.total * rescale + total, past.value * rescale[..., None] + value, tail)
 
     def write_shares(
-        self, residual: Tensor, positions: Tensor, segment: SegmentRead, statistics: WriteStatistics
+        self,
+        residual: Tensor,
+        positions: Tensor,
+        segment: SegmentRead,
+        past: WriteStatistics,
+        statistics: WriteStatistics,
     ) -> Tensor:
         """Return which share of every slot's write attention falls on each token.
 
@@ -313,11 +359,12 @@ class MemoryBank(nn.Module):
             residual: as in `gather`, [B, T, D].
             positions: as in `gather`, [B, T] or [1, T].
             segment: projections of the segment-start bank.
+            past: statistics of the segment's tokens before these.
             statistics: statistics over all tokens of the segment, those before included.
         Returns:
             Shares [B, H, J, T], in the state's dtype; they add up to 1 over the tokens of the segment.
         """
-        keys, _ = self._written_projections(residual)
+        keys, _, _ = self._written_projections(residual, None, past)
         dtype = statistics.peak.dtype
         scores = write_scores(
             segment.write_queries.to(dtype), keys.to(dtype), self.recency_slope.to(dtype), positions.to(dtype)
@@ -330,8 +377,8 @@ class MemoryBank(nn.Module):
             U = softmax(write scores) y W_V';   g_in = sigmoid(U W_in + b_in)
             g_forget = sigmoid(U W_f + M W_fm + b_f);   M <- g_in * tanh(U) + g_forget * M
 
-        With a skip gate s = sigmoid(U w_s + b_s), one number per slot, a share 1 - s of every slot stays as it is: the
-        gates are then s g_in and 1 - s (1 - g_forget).
+        With coupled gates g_in is 1 - g_forget. With a skip gate s = sigmoid(U w_s + b_s), one number per slot, a share
+        1 - s of every slot stays as it is: the gates are then s g_in and 1 - s (1 - g_forget).
 
         Args:
             bank: the running bank, [B, J, W] (in flow `depth` what the block before left).
@@ -339,26 +386,38 @@ class MemoryBank(nn.Module):
         Returns:
             The new bank [B, J, W] and the gates.
         Source:
-            arXiv:2502.06049, equations 4-6, gates computed per slot from the slot's own new content; the skip gate is
-            our own.
+            arXiv:2502.06049, equations 4-6, gates computed per slot from the slot's own new content; coupled gates are
+            those of a gated recurrent unit, arXiv:1406.1078; the skip gate is our own.
         """
         total = statistics.total.clamp_min(torch.finfo(bank.dtype).tiny)
         written = self._merge(content_of(statistics.value, total))
-        input_gate = self._gate(_linear_in(bank.dtype, self.input_gate, written))
         forget_gate = self._gate(
             _linear_in(bank.dtype, self.forget_gate, written)
             + _linear_in(bank.dtype, self.forget_gate_bank, rms_normalise(bank))
         )
+        if self.input_gate is None:
+            input_gate = 1 - forget_gate
+        else:
+            input_gate = self._gate(_linear_in(bank.dtype, self.input_gate, written))
         if self.skip_gate is not None:
             takes_part = self._gate(_linear_in(bank.dtype, self.skip_gate, written))
             input_gate, forget_gate = takes_part * input_gate, 1 - takes_part * (1 - forget_gate)
         return gated_update(input_gate, written, forget_gate, bank), GateValues(input_gate, forget_gate)
 
-    def _written_projections(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values of tokens for writing, [B, H, T, d] each."""
+    def _written_projections(
+        self, residual: Tensor, valid: Tensor | None, past: WriteStatistics
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return keys and values of tokens for writing, [B, H, T, d] each, and the tail of their convolution."""
         weights = (self.write_key.weight, self.write_value.weight)
         keys, values = normed_projections(residual, self.write_norm, self.norm_eps, *weights)
-        return self._heads(keys), self._heads(values)
+        tail = past.tail
+        if self.write_conv is not None:
+            assert tail is not None
+            lengths = None if valid is None else valid.sum(dim=1)
+            both, after = self.write_conv(torch.cat([keys, values], dim=-1), tail.to(keys.dtype), lengths)
+            keys, values = both.chunk(2, dim=-1)
+            tail = after.to(tail.dtype)
+        return self._heads(keys), self._heads(values), tail
 
     def _gate(self, x: Tensor) -> Tensor:
         """Squash to [0, 1]; with a stretch, both ends are reached.

@@ -8,6 +8,7 @@ from mnemon.errors import ConfigError
 from mnemon.models.composite_config import CompositeConfig
 
 FLOWS = ("depth", "layer")
+WRITE_QUERIES = ("both", "bank", "key")
 
 
 @strict
@@ -33,6 +34,12 @@ class LM2Config(CompositeConfig):
             that they can close and open completely; 0 = the paper's sigmoid.
         skip_gate: whether every slot has one more gate that closes its input gate and opens its forget gate at once, so
             that a segment without news can leave it as it is; not in the paper.
+        coupled_gates: whether the input gate is 1 - forget gate (a gated recurrent unit), so that a slot takes in as
+            much as it forgets; the paper's two gates are independent.
+        write_query: what a slot asks the tokens of a segment for: "both" what it holds and its fixed key, "bank" what
+            it holds alone (the paper), "key" its key alone.
+        write_conv: tokens that a causal convolution over the written keys and values sees; it starts anew with every
+            segment, and begins as none. 0 = no convolution (the paper).
         bptt_segments: segments that gradients flow through; None = all.
         blocks_path: where the decoder's blocks are, as a dotted path such as `model.layers`; None = found by structure.
         attention_name: name of the attention inside a block, such as `self_attn`; None = found by structure.
@@ -54,6 +61,9 @@ class LM2Config(CompositeConfig):
     retention: float = 0.9
     gate_stretch: float = 0.0
     skip_gate: bool = False
+    coupled_gates: bool = False
+    write_query: str = "both"
+    write_conv: int = 0
     bptt_segments: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -83,6 +93,10 @@ class LM2Config(CompositeConfig):
             raise ConfigError(f"read_top_k={self.read_top_k} exceeds num_slots={self.num_slots}; lower read_top_k")
         if self.flow not in FLOWS:
             raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {self.flow!r}")
+        if self.write_query not in WRITE_QUERIES:
+            raise ConfigError(f"write_query must be one of {', '.join(WRITE_QUERIES)}, got {self.write_query!r}")
+        if self.write_conv < 0 or self.write_conv == 1:
+            raise ConfigError(f"write_conv must be 0 (no convolution) or at least 2 tokens, got {self.write_conv}")
         if not 0.0 < self.retention < 1.0:
             raise ConfigError(f"retention must lie strictly between 0 and 1, got {self.retention}")
         if not 0.0 <= self.gate_stretch < 1.0:

@@ -147,7 +147,7 @@ class MemorySegments:
             with torch.no_grad():
                 kept[layer] = where_rows(complete, kept[layer] * gates.forget_gate, kept[layer])
             self._note_write(order, gates, banks[layer], kept[layer], complete)
-            statistics.append(WriteStatistics(*(where_rows(complete, e, o) for e, o in zip(empty, old, strict=True))))
+            statistics.append(_where_rows(complete, empty, old))
         return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics), projections=())
 
     def _update_of(self, statistics: Sequence[WriteStatistics]) -> Callable[[int, Tensor], tuple[Tensor, GateValues]]:
@@ -163,6 +163,12 @@ class MemorySegments:
             with torch.no_grad():
                 share = written_share(bank, kept, self.initial)
             self.diagnostics.add_write(self.indices[order], *gates, bank, share, complete)
+
+
+def _where_rows(complete: Tensor | None, empty: WriteStatistics, old: WriteStatistics) -> WriteStatistics:
+    """Choose the rows of `empty` whose segment is complete."""
+    parts = (part for part in empty if part is not None)
+    return old.map(lambda part: where_rows(complete, next(parts), part))
 
 
 def _stacked(layers: list[Tensor]) -> Tensor:

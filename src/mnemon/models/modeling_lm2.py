@@ -108,6 +108,9 @@ class LM2ForCausalLM(MemoryModel):
                     retention=kept_per_update,
                     gate_stretch=config.gate_stretch,
                     skip_gate=config.skip_gate,
+                    coupled_gates=config.coupled_gates,
+                    write_query=config.write_query,
+                    write_conv=config.write_conv,
                     read_top_k=config.read_top_k,
                 )
                 for index in indices

@@ -177,7 +177,7 @@ class LM2State(MemoryState):
             super()._map(function),
             bank=function(self.bank),
             kept=function(self.kept),
-            statistics=tuple(WriteStatistics(*map(function, entry)) for entry in self.statistics),
+            statistics=tuple(entry.map(function) for entry in self.statistics),
             projections=tuple(SegmentRead(*map(function, entry)) for entry in self.projections),
         )
 

@@ -30,6 +30,9 @@ class LM2Options(Section):
     retention: Annotated[float, Field(gt=0, lt=1)] = 0.9
     gate_stretch: Annotated[float, Field(ge=0, lt=1)] = 0.0
     skip_gate: bool = False
+    coupled_gates: bool = False
+    write_query: Literal["both", "bank", "key"] = "both"
+    write_conv: Annotated[int, Field(ge=0)] = 0
     bptt_segments: Positive | None = None
     blocks_path: str | None = None
     attention_name: str | None = None

@@ -215,10 +215,11 @@ def _see_gather(
     positions: Tensor,
     valid: Tensor | None,
     segment: SegmentRead,
+    past: WriteStatistics,
     *others: Any,
 ) -> WriteStatistics:
-    statistics: WriteStatistics = gather(residual, positions, valid, segment, *others)
-    take(bank.write_shares(residual, positions, segment, statistics)[0].mean(dim=0).T)
+    statistics: WriteStatistics = gather(residual, positions, valid, segment, past, *others)
+    take(bank.write_shares(residual, positions, segment, past, statistics)[0].mean(dim=0).T)
     return statistics
 
 
