@@ -13,7 +13,15 @@ import torch
 
 from mnemon.errors import ConfigError
 from mnemon.evaluation.results import BabilongResult, Cell, EvaluationSettings, ModelInfo, Prediction
-from mnemon.studies.babilong_tables import Answers, accuracy_grid, compare_with, model_rows, verdicts
+from mnemon.studies.babilong_tables import (
+    Answers,
+    accuracy_grid,
+    beyond_grid,
+    compare_beyond,
+    compare_with,
+    model_rows,
+    verdicts,
+)
 from mnemon.studies.lm2_ablation import Lm2Ablation
 from mnemon.studies.lm2_figure5 import Lm2Figure5
 from mnemon.studies.lm2_mmlu import choose
@@ -81,6 +89,24 @@ def test_a_clear_difference_is_told_and_none_is_not(seeds: int) -> None:
         "- LM2 against plain: better at 1k.",
         "- LM2 against as good: cannot be told apart at 1k.",
     ]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_beyond_training_every_length_weighs_the_same_and_trained_lengths_do_not_count(seeds: int) -> None:
+    near = [answered("plain", GOOD), answered("LM2", BAD), answered("RMT", BAD)]
+    middle = [answered("plain", BAD, "4k"), answered("LM2", GOOD, "4k"), answered("RMT", BAD, "4k")]
+    far = [answered("LM2", BAD[-8:], "32k"), answered("RMT", BAD[-8:], "32k")]
+    answers = Answers([[near, middle, far]] * seeds)
+    against_plain, against_rmt = compare_beyond(answers, 1024, [("LM2", "plain"), ("LM2", "RMT"), ("LM2", "nobody")])
+    assert against_plain["lengths"] == ["4k"]
+    assert against_plain["means"] == pytest.approx([1.0, 0.25])
+    assert against_rmt["lengths"] == ["4k", "32k"]
+    assert against_rmt["means"] == pytest.approx([(1 + 5 / 8) / 2, (0.25 + 5 / 8) / 2])
+    assert against_rmt["difference"]["mean"] == pytest.approx(0.375)
+    assert len(against_rmt["by_seed"]) == seeds
+    assert against_plain["corrected_p"] < 0.001
+    assert [line[:4] for line in beyond_grid([against_rmt]).lines] == [("4k to 32k", "LM2 − RMT", "81", "44")]
+    assert compare_beyond(answers, 64_000, [("LM2", "plain")]) == []
 
 
 def test_answers_to_different_questions_are_not_compared() -> None:

@@ -17,6 +17,7 @@ from mnemon.evaluation.compare.published import rows_at
 from mnemon.evaluation.comparison import check_same_samples
 from mnemon.evaluation.paired import SIGNIFICANCE, compare_scores, mean_interval
 from mnemon.evaluation.results import BabilongResult
+from mnemon.evaluation.samples import parse_length
 from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid, p_text
 from mnemon.studies.study import Json
@@ -98,6 +99,51 @@ def compare_with(answers: Answers, label: str) -> list[Json]:
     for test, corrected in zip(found, holm([test["p_value"] for test in found]), strict=True):
         test["corrected_p"] = corrected
     return found
+
+
+def compare_beyond(answers: Answers, trained: int, pairs: Sequence[tuple[str, str]]) -> list[Json]:
+    """Compare pairs of models by their mean over all lengths beyond a trained one, every length weighing the same.
+
+    Args:
+        answers: of all models.
+        trained: tokens of the longest training text.
+        pairs: labels of the models, first minus second; pairs without a length at which both were asked are left out.
+
+    Returns:
+        One test per pair, Holm-corrected over all, with the two means and the lengths that both were asked at.
+    """
+    found: list[Json] = []
+    for first, second in pairs:
+        lengths = [
+            length
+            for length in answers.lengths
+            if parse_length(length) > trained and answers.asked(first, length) and answers.asked(second, length)
+        ]
+        if lengths:
+            ours, theirs = (_weighed(answers, label, lengths) for label in (first, second))
+            means = [float(marks.mean()) for marks in (ours, theirs)]
+            found.append({"first": first, "second": second, "lengths": lengths, "means": means, **paired(ours, theirs)})
+    for test, corrected in zip(found, holm([test["p_value"] for test in found]), strict=True):
+        test["corrected_p"] = corrected
+    return found
+
+
+def _weighed(answers: Answers, label: str, lengths: Sequence[str]) -> Marks:
+    """Return marks at several lengths after each other, scaled so that their mean is the mean over the lengths."""
+    parts = [answers.marks(label, length) for length in lengths]
+    total = sum(part.shape[1] for part in parts)
+    return np.concatenate([part * (total / (len(parts) * part.shape[1])) for part in parts], axis=1)
+
+
+def beyond_grid(tests: Sequence[Json]) -> Grid:
+    """Return the table of `compare_beyond`; bold where the corrected p value is below 0.05."""
+    lines = []
+    for test in tests:
+        lengths = test["lengths"]
+        span = lengths[0] if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+        means = (f"{100 * mean:.0f}" for mean in test["means"])
+        lines.append((span, f"{test['first']} − {test['second']}", *means, *texts_of(test)))
+    return Grid(("lengths", "models", "first", "second", "difference", "by seed", "p (Holm)"), tuple(lines))
 
 
 def accuracy_grid(rows: Sequence[Json], tasks: Sequence[str], *, with_published: bool) -> Grid:

@@ -23,6 +23,8 @@ from mnemon.studies.babilong_questions import suite_options
 from mnemon.studies.babilong_tables import (
     Answers,
     accuracy_grid,
+    beyond_grid,
+    compare_beyond,
     compare_with,
     difference_grid,
     model_rows,
@@ -114,7 +116,14 @@ class Lm2Table1(Study):
         """Return rows per model, LM2 with its bank knocked out included, and the tests of LM2 against every other."""
         answers = Answers(_by_seed(measures))
         tests = compare_with(answers, LM2) if LM2 in answers.labels else []
-        return {"tasks": list(answers.tasks), "rows": model_rows(answers), "comparisons": tests}
+        rows = model_rows(answers)
+        trained = max(row["training"]["trained_length"] for row in rows)
+        return {
+            "tasks": list(answers.tasks),
+            "rows": rows,
+            "comparisons": tests,
+            "beyond": compare_beyond(answers, trained, _pairs(answers.labels)),
+        }
 
     def write(self, root: Path, measures: Mapping[str, Sequence[Json]], results: Json) -> tuple[Path, ...]:
         """Write an evaluation per range of lengths: predictions, tables, every paired test, a report."""
@@ -141,6 +150,9 @@ class Lm2Table1(Study):
         ]
         if tests:
             lines += ["## What the memory does", "", *verdicts(tests, LM2), ""]
+        if results.get("beyond"):
+            grid = beyond_grid(results["beyond"])
+            lines += ["## Beyond the lengths of training", "", _BEYOND_NOTE, "", grid.markdown()]
         note = (
             "Percent of right answers with 95 % intervals, the same questions for every model. Published models are "
             "much larger: they show the course over length, not a contest."
@@ -158,11 +170,24 @@ class Lm2Table1(Study):
         return [accuracy_over_length(results["rows"])]
 
 
+_BEYOND_NOTE = (
+    "Mean accuracy in percent over the lengths beyond the longest training text at which both models were asked, every "
+    "length weighing the same, and the difference in points: crossed bootstrap over seeds and questions (McNemar's test "
+    "for one seed and one length), Holm-corrected over the lines; bold: below 0.05."
+)
 _TEST_NOTE = (
     "Differences in percentage points over all tasks of a length, on the same questions. With one training seed: exact "
     "McNemar test and paired bootstrap; with several: crossed bootstrap over seeds and questions. Holm-corrected over "
     "all lines; bold: below 0.05. One seed says nothing about another one."
 )
+
+
+def _pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Return which models are compared beyond the lengths of training: LM2 with all, then RMT with both plain ones."""
+    pairs = [(LM2, other) for other in labels if other != LM2] if LM2 in labels else []
+    rmt = LABELS["rmt"]
+    plain = (LABELS["plain"], LABELS["window"])
+    return pairs + [(rmt, other) for other in plain if {rmt, other} <= set(labels)]
 
 
 def _arms_of(base: Recipe) -> tuple[Variant, ...]:
