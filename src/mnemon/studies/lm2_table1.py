@@ -172,8 +172,8 @@ class Lm2Table1(Study):
 
 _BEYOND_NOTE = (
     "Mean accuracy in percent over the lengths beyond the longest training text at which both models were asked, every "
-    "length weighing the same, and the difference in points: crossed bootstrap over seeds and questions (McNemar's test "
-    "for one seed and one length), Holm-corrected over the lines; bold: below 0.05."
+    "length weighing the same, and the difference in points: crossed bootstrap over seeds and questions (McNemar's "
+    "test for one seed and one length), Holm-corrected over the lines; bold: below 0.05."
 )
 _TEST_NOTE = (
     "Differences in percentage points over all tasks of a length, on the same questions. With one training seed: exact "
