@@ -1,7 +1,8 @@
 """Peak memory of one piece of work, measured in a fresh process so that nothing earlier hides in the allocator.
 
-On a CPU it is the peak resident set minus the resident set after the model was built; on CUDA the allocator's own
-peak minus what it held then. `python -m mnemon.bench.peak JSON` is the process; it prints one JSON object.
+On a CPU it is the peak resident set minus the resident set after the model was built, both without pages of files: those
+of libraries come and go while a process waits. On CUDA it is the allocator's own peak minus what it held then.
+`python -m mnemon.bench.peak JSON` is the process; it prints one JSON object.
 """
 
 import gc
@@ -127,7 +128,7 @@ class PeakMeter:
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the recorded peak starts again from here
         work()
         peak = _status("VmHWM")
-        return (_peak_ever() if peak is None else peak) - self._before
+        return (_peak_ever() if peak is None else peak - _of_files()) - self._before
 
     @property
     def _on_cuda(self) -> bool:
@@ -138,13 +139,18 @@ class PeakMeter:
             import torch
 
             return torch.cuda.memory_allocated(self._device)
-        return resident_bytes()
+        return resident_bytes() - _of_files()
 
 
 def resident_bytes() -> int:
     """Return the resident set of this process; on systems that do not tell, its peak."""
     now = _status("VmRSS")
     return _peak_ever() if now is None else now
+
+
+def _of_files() -> int:
+    """Return the bytes of files, such as libraries, in the resident set; 0 on systems that do not tell."""
+    return sum(_status(field) or 0 for field in ("RssFile", "RssShmem"))
 
 
 def _peak_ever() -> int:
