@@ -1,7 +1,7 @@
 """Peak memory of one piece of work, measured in a fresh process so that nothing earlier hides in the allocator.
 
-On a CPU it is the peak resident set minus the resident set after the model was built, both without pages of files: those
-of libraries come and go while a process waits. On CUDA it is the allocator's own peak minus what it held then.
+On a CPU it is the peak resident set minus the resident set after the model was built, both without pages of files:
+those of libraries come and go while a process waits. On CUDA it is the allocator's own peak minus what it held then.
 `python -m mnemon.bench.peak JSON` is the process; it prints one JSON object.
 """
 
