@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from mnemon.errors import BackendUnavailable, ConfigError, MnemonError, ShapeError, StateError
+from mnemon.layers.memory_bank import MemoryBank
 from mnemon.models.configuration_lm2 import LM2Config
 from mnemon.models.masks import as_attention_mask
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
@@ -171,6 +172,66 @@ def test_training_with_joined_banks_is_training_with_each_on_its_own(flow, stret
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
+def skipping(**options) -> LM2ForCausalLM:
+    """A model with skip gates that are not at their neutral start."""
+    model = lm2(llama_config(), skip_gate=True, **options)
+    for bank in model.banks:
+        bank.skip_gate.weight.data.normal_()
+    return model
+
+
+@pytest.mark.parametrize("flow", ["depth", "layer"])
+def test_the_rate_of_writing_is_the_mean_over_rows_updates_and_slots(flow, monkeypatch):
+    model, ids = skipping(flow=flow), tokens(2, 4 * SEGMENT + 3)
+    mask = torch.ones_like(ids)
+    mask[1, : SEGMENT + 2] = 0  # fewer segments, completed in other calls
+    seen: list[torch.Tensor] = []
+    update = MemoryBank.update
+
+    def watched(bank, *arguments):
+        updated, gates = update(bank, *arguments)
+        seen.append(gates.rate.mean())
+        return updated, gates
+
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(MemoryBank, "update", watched)
+        for row in ids[:1], ids[1:, SEGMENT + 2 :]:
+            model(row)
+    with torch.no_grad():
+        rate = model(ids, attention_mask=mask, output_write_rate=True).write_rate
+        assert model(ids, attention_mask=mask).write_rate is None
+    assert len(seen) == len(model.banks) * (4 + 3)
+    assert rate.item() == pytest.approx(torch.stack(seen).mean().item(), rel=TOLERANCE)
+    with pytest.raises(ConfigError, match="output_write_rate needs skip_gate"):
+        lm2(llama_config())(ids, output_write_rate=True)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "recomputed"])
+def test_training_pays_for_writing_and_nothing_else_does(checkpointed):
+    ids = tokens(2, 4 * SEGMENT + 3)
+    free, paying = skipping(), skipping(write_cost=0.5)
+    paying.load_state_dict(free.state_dict())
+    losses = {}
+    for name, model in (("free", free), ("paying", paying)):
+        with torch.no_grad():
+            losses[name] = model(ids, labels=ids).loss
+        model.train()
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+    assert torch.equal(losses["free"], losses["paying"])
+
+    found = paying(ids, labels=ids, output_write_rate=True)
+    expected = free(ids, labels=ids, output_write_rate=True)
+    loss = expected.loss + 0.5 * expected.write_rate.to(expected.loss.dtype)
+    torch.testing.assert_close(found.loss, loss)
+    paid = torch.autograd.grad(found.loss, list(paying.parameters()))
+    for one, other in zip(paid, torch.autograd.grad(loss, list(free.parameters())), strict=True):
+        torch.testing.assert_close(one, other, rtol=TOLERANCE, atol=1e-9)
+    rate = paying(ids, output_write_rate=True).write_rate
+    gradient = torch.autograd.grad(rate, [bank.skip_gate.bias for bank in paying.banks])
+    assert all(part.item() > 0 for part in gradient)
+
+
 def test_eager_and_sdpa_attention_agree_on_ragged_rows_with_a_span():
     model = lm2(llama_config(), attention_span=9)
     ids = tokens(2, LONG)
@@ -224,6 +285,8 @@ def test_bfloat16_models_keep_bank_and_statistics_in_float32():
         ({"flow": "sideways"}, "flow must be one of depth, layer"),
         ({"gate_stretch": 1.0}, "gate_stretch must be at least 0 and below 1"),
         ({"write_query": "slot"}, "write_query must be one of both, bank, key"),
+        ({"write_cost": 0.1}, "together with skip_gate"),
+        ({"write_cost": -0.1, "skip_gate": True}, "write_cost must be 0, or above 0"),
         ({"write_conv": 1}, "0 .no convolution. or at least 2"),
         ({"retention": 1.0}, "strictly between 0 and 1"),
         ({"read_top_k": 99}, "exceeds num_slots"),

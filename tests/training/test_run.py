@@ -200,6 +200,19 @@ def test_nothing_to_resume_is_said(tiny: dict[str, Any], tmp_path: Path) -> None
         run(tiny, tmp_path / "empty", resume=True)
 
 
+def test_a_cost_of_writing_is_logged_and_lowers_how_much_is_written(tiny: dict[str, Any], tmp_path: Path) -> None:
+    rates = []
+    tiny["model"]["kind"] = "lm2"
+    tiny["optimisation"].update(learning_rate=0.01, schedule="constant")
+    for cost in (1e-9, 10.0):
+        memory = {"num_slots": 4, "slot_dim": 8, "num_memory_heads": 2, "segment_length": 16, "attention_span": 16}
+        tiny["model"]["lm2"] = memory | {"skip_gate": True, "write_cost": cost}
+        train(check_recipe(tiny), tmp_path / str(cost), show_progress=False)
+        log = (tmp_path / str(cost) / "training_log.jsonl").read_text().splitlines()
+        rates.append(json.loads(log[-1])["memory/write_rate"])
+    assert 0 < rates[1] < rates[0] - 0.05 < 1
+
+
 def test_minutes_end_a_run_cleanly(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["optimisation"].update(max_tokens=None, max_minutes=0.02)
     summary = run(tiny, tmp_path / "run")

@@ -88,10 +88,17 @@ class ReadResult(NamedTuple):
 
 
 class GateValues(NamedTuple):
-    """Input and forget gates of one bank update, [B, J, W] each, in (0, 1)."""
+    """Gates of one bank update.
+
+    Attributes:
+        input_gate: [B, J, W], in [0, 1].
+        forget_gate: [B, J, W], in [0, 1].
+        rate: how much every slot takes part, before the gate is stretched, [B, J, 1]; None without a skip gate.
+    """
 
     input_gate: Tensor
     forget_gate: Tensor
+    rate: Tensor | None = None
 
 
 def initial_bank(num_slots: int, slot_dim: int) -> Tensor:
@@ -395,14 +402,16 @@ class MemoryBank(nn.Module):
             _linear_in(bank.dtype, self.forget_gate, written)
             + _linear_in(bank.dtype, self.forget_gate_bank, rms_normalise(bank))
         )
+        rate = None
         if self.input_gate is None:
             input_gate = 1 - forget_gate
         else:
             input_gate = self._gate(_linear_in(bank.dtype, self.input_gate, written))
         if self.skip_gate is not None:
-            takes_part = self._gate(_linear_in(bank.dtype, self.skip_gate, written))
+            logits = _linear_in(bank.dtype, self.skip_gate, written)
+            takes_part, rate = self._gate(logits), torch.sigmoid(logits)
             input_gate, forget_gate = takes_part * input_gate, 1 - takes_part * (1 - forget_gate)
-        return gated_update(input_gate, written, forget_gate, bank), GateValues(input_gate, forget_gate)
+        return gated_update(input_gate, written, forget_gate, bank), GateValues(input_gate, forget_gate, rate)
 
     def _written_projections(
         self, residual: Tensor, valid: Tensor | None, past: WriteStatistics

@@ -34,6 +34,8 @@ class LM2Config(CompositeConfig):
             that they can close and open completely; 0 = the paper's sigmoid.
         skip_gate: whether every slot has one more gate that closes its input gate and opens its forget gate at once, so
             that a segment without news can leave it as it is; not in the paper.
+        write_cost: what the mean rate of writing (the skip gates, before they are stretched) is multiplied by before it
+            joins the training loss: above 0, slots learn to pass by segments that bring nothing. Needs `skip_gate`.
         coupled_gates: whether the input gate is 1 - forget gate (a gated recurrent unit), so that a slot takes in as
             much as it forgets; the paper's two gates are independent.
         write_query: what a slot asks the tokens of a segment for: "both" what it holds and its fixed key, "bank" what
@@ -61,6 +63,7 @@ class LM2Config(CompositeConfig):
     retention: float = 0.9
     gate_stretch: float = 0.0
     skip_gate: bool = False
+    write_cost: float = 0.0
     coupled_gates: bool = False
     write_query: str = "both"
     write_conv: int = 0
@@ -93,6 +96,8 @@ class LM2Config(CompositeConfig):
             raise ConfigError(f"read_top_k={self.read_top_k} exceeds num_slots={self.num_slots}; lower read_top_k")
         if self.flow not in FLOWS:
             raise ConfigError(f"flow must be one of {', '.join(FLOWS)}, got {self.flow!r}")
+        if self.write_cost < 0 or (self.write_cost and not self.skip_gate):
+            raise ConfigError(f"write_cost must be 0, or above 0 together with skip_gate, got {self.write_cost}")
         if self.write_query not in WRITE_QUERIES:
             raise ConfigError(f"write_query must be one of {', '.join(WRITE_QUERIES)}, got {self.write_query!r}")
         if self.write_conv < 0 or self.write_conv == 1:

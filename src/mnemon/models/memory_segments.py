@@ -139,16 +139,24 @@ class MemorySegments:
         banks, kept = list(state.bank.unbind(1)), list(state.kept.unbind(1))
         empty = self.banks[0].empty_statistics(state.batch_size, self.banks[0].output.weight)
         statistics = []
-        update = self._update_of(state.statistics)
+        update, rates = self._update_of(state.statistics), state.write_rates
         for order in range(len(self.banks)):
             layer, old = 0 if self.is_depth else order, state.statistics[order]
             updated, gates = update(order, banks[layer])
+            rates = None if rates is None else _counted(rates, gates, complete)
             banks[layer] = where_rows(complete, updated, banks[layer])
             with torch.no_grad():
                 kept[layer] = where_rows(complete, kept[layer] * gates.forget_gate, kept[layer])
             self._note_write(order, gates, banks[layer], kept[layer], complete)
             statistics.append(_where_rows(complete, empty, old))
-        return replace(state, bank=_stacked(banks), kept=_stacked(kept), statistics=tuple(statistics), projections=())
+        return replace(
+            state,
+            bank=_stacked(banks),
+            kept=_stacked(kept),
+            statistics=tuple(statistics),
+            projections=(),
+            write_rates=rates,
+        )
 
     def _update_of(self, statistics: Sequence[WriteStatistics]) -> Callable[[int, Tensor], tuple[Tensor, GateValues]]:
         """Return what updates a bank by the statistics of a block: (number of the block, bank) -> (bank, gates)."""
@@ -162,13 +170,22 @@ class MemorySegments:
         if self.diagnostics is not None:
             with torch.no_grad():
                 share = written_share(bank, kept, self.initial)
-            self.diagnostics.add_write(self.indices[order], *gates, bank, share, complete)
+            self.diagnostics.add_write(self.indices[order], gates.input_gate, gates.forget_gate, bank, share, complete)
+
+
+def _counted(rates: tuple[Tensor, Tensor], gates: GateValues, complete: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Add the slots' mean rate of one update to the sums of the rows whose segment is complete, and count it."""
+    assert gates.rate is not None  # the configuration asks for a skip gate
+    sums, updates = rates
+    more = where_rows(complete, gates.rate.mean(dim=(1, 2)), torch.zeros_like(sums))
+    return sums + more, updates + where_rows(complete, torch.ones_like(updates), torch.zeros_like(updates))
 
 
 def _where_rows(complete: Tensor | None, empty: WriteStatistics, old: WriteStatistics) -> WriteStatistics:
     """Choose the rows of `empty` whose segment is complete."""
-    parts = (part for part in empty if part is not None)
-    return old.map(lambda part: where_rows(complete, next(parts), part))
+    peak, total, value = (where_rows(complete, *pair) for pair in zip(empty[:3], old[:3], strict=True))
+    tail = None if empty.tail is None or old.tail is None else where_rows(complete, empty.tail, old.tail)
+    return WriteStatistics(peak, total, value, tail)
 
 
 def _stacked(layers: list[Tensor]) -> Tensor:

@@ -43,11 +43,13 @@ class LM2Output(CausalLMOutputWithPast):
         diagnostics: means by name, scalars (see `MemoryDiagnostics`), if they were asked for.
         balance_loss: how unevenly the memories of a MoM base were used, before its weight (see `MoMOutput`).
         loads: share of the choices that fell on each of these memories, [layers with a router, E].
+        write_rate: mean rate of writing over rows, updates and slots, before its weight (see `LM2Config.write_cost`).
     """
 
     diagnostics: dict[str, Tensor] | None = None
     balance_loss: Tensor | None = None
     loads: Tensor | None = None
+    write_rate: Tensor | None = None
 
 
 class LM2ForCausalLM(MemoryModel):
@@ -169,6 +171,11 @@ class LM2ForCausalLM(MemoryModel):
         return self.base.balance_weight if isinstance(self.base, MoMForCausalLM) else 0.0
 
     @property
+    def write_cost(self) -> float:
+        """What the mean rate of writing is multiplied by before it joins the loss."""
+        return self.config.write_cost
+
+    @property
     def banks(self) -> list[MemoryBank]:
         """The memory banks in block order."""
         banks = [bank for bank in self.memory.values() if isinstance(bank, MemoryBank)]
@@ -212,6 +219,7 @@ class LM2ForCausalLM(MemoryModel):
         knock_out_memory: bool = False,
         output_diagnostics: bool = False,
         output_routing: bool = False,
+        output_write_rate: bool = False,
         **kwargs: Any,
     ) -> LM2Output:
         """Compute next-token logits, and the loss if labels are given.
@@ -228,17 +236,23 @@ class LM2ForCausalLM(MemoryModel):
             knock_out_memory: run without the memory (no read, no write): the knocked-out control.
             output_diagnostics: whether to return what the memory did (see `MemoryDiagnostics`).
             output_routing: whether to return how the routers of a MoM base chose.
+            output_write_rate: whether to return how much slots take part in updates; needs `skip_gate`.
         Returns:
-            Logits [B, columns kept, vocabulary], loss, cache, diagnostics, balance loss and loads.
+            Logits [B, columns kept, vocabulary], loss, cache, diagnostics, balance loss, loads and rate of writing.
         Raises:
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
             StateError: for a cache that is not this model's or of another batch size.
+            ConfigError: for a rate of writing of a model without skip gates.
         """
         collector = MemoryDiagnostics() if output_diagnostics else None
         mixture = self.base if isinstance(self.base, MoMForCausalLM) else None
         balances = labels is not None and self.training and self.balance_weight > 0
         choices: list[RoutingStatistics] | None = [] if mixture is not None and (balances or output_routing) else None
-        read = partial(self._stream, knock_out=knock_out_memory, diagnostics=collector, choices=choices)
+        if output_write_rate and not self.config.skip_gate:
+            raise ConfigError("output_write_rate needs skip_gate=True: without skip gates there is no rate of writing")
+        costs = labels is not None and self.training and self.write_cost > 0
+        rates: list[Tensor] | None = [] if costs or output_write_rate else None
+        read = partial(self._stream, knock_out=knock_out_memory, diagnostics=collector, choices=choices, rates=rates)
         logits, cache = self._read_call(
             input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, logits_to_keep, read
         )
@@ -248,6 +262,8 @@ class LM2ForCausalLM(MemoryModel):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             if balances and balance is not None:
                 loss = loss + self.balance_weight * balance.to(loss.dtype)
+            if costs and rates:
+                loss = loss + self.write_cost * rates[0].to(loss.dtype)
         loads = torch.stack([load(statistics) for statistics in choices]) if choices else None
         means = collector.means() if output_diagnostics and collector is not None else None
         return LM2Output(
@@ -257,6 +273,7 @@ class LM2ForCausalLM(MemoryModel):
             diagnostics=means,
             balance_loss=balance,
             loads=loads,
+            write_rate=rates[0] if rates else None,
         )
 
     @contextmanager
@@ -290,10 +307,12 @@ class LM2ForCausalLM(MemoryModel):
         knock_out: bool = False,
         diagnostics: MemoryDiagnostics | None = None,
         choices: list[RoutingStatistics] | None = None,
+        rates: list[Tensor] | None = None,
     ) -> tuple[Tensor, LM2State]:
         """Read an input; returns the logits of the wanted columns [B, kept, V] and the new state.
 
-        How the routers of a base with mixtures of memories chose is put into `choices`.
+        How the routers of a base with mixtures of memories chose is put into `choices`, the mean rate of writing into
+        `rates`.
         """
         width = inputs.shape[1]
         real = width if mask is None else mask.sum(axis=1)
@@ -307,12 +326,21 @@ class LM2ForCausalLM(MemoryModel):
             diagnostics=self._collector if diagnostics is None else diagnostics,
             initial=self.initial_memory,
         )
-        if choices is None:
-            return self._run_segments(segments, inputs, mask, state, wanted, carry_on)
-        counting = replace(state, decoder=replace(state.decoder, routing=()))
-        logits, state = self._run_segments(segments, inputs, mask, counting, wanted, carry_on)
-        choices[:] = joined_statistics(tuple(choices), state.decoder.routing or ())
-        return logits, replace(state, decoder=replace(state.decoder, routing=None))
+        if choices is not None:
+            state = replace(state, decoder=replace(state.decoder, routing=()))
+        if rates is not None:
+            none_yet = state.bank.new_zeros(state.batch_size)
+            state = replace(state, write_rates=(none_yet, none_yet))
+        logits, state = self._run_segments(segments, inputs, mask, state, wanted, carry_on)
+        if choices is not None:
+            choices[:] = joined_statistics(tuple(choices), state.decoder.routing or ())
+            state = replace(state, decoder=replace(state.decoder, routing=None))
+        if rates is not None:
+            assert state.write_rates is not None
+            sums, updates = state.write_rates
+            rates[:] = [sums.sum() / updates.sum().clamp_min(1)]
+            state = replace(state, write_rates=None)
+        return logits, state
 
 
 def _slot_dim(config: LM2Config) -> int:

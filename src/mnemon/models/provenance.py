@@ -38,7 +38,7 @@ _PASSING = frozenset(
 
 # Options that configurations have gained since memories are saved: at their default they say nothing, so that a memory
 # that was saved before still belongs to its model.
-_GAINED = frozenset({"skip_gate", "coupled_gates", "write_query", "write_conv"})
+_GAINED = frozenset({"skip_gate", "write_cost", "coupled_gates", "write_query", "write_conv"})
 
 
 class Stamp(NamedTuple):

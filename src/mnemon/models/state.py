@@ -161,12 +161,15 @@ class LM2State(MemoryState):
         statistics: write statistics of the unfinished segment, one entry per block with memory.
         projections: the running segment's projections of the bank, one entry per block with memory; empty where they
             have to be computed (again). They follow from the bank, and spare decoding 6JW² operations per token.
+        write_rates: since someone began to count, every row's sum of the slots' mean rate over its updates, and their
+            number, [B] each; None = nobody counts.
     """
 
     bank: Tensor
     kept: Tensor
     statistics: tuple[WriteStatistics, ...]
     projections: tuple[SegmentRead, ...] = field(default=(), repr=False)
+    write_rates: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def without_derived(self) -> Self:
         """Return the state without the projections."""

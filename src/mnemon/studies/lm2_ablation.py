@@ -145,6 +145,10 @@ def _memory_changes(base: Recipe) -> _Changes:
         "gates.stretched": ("gates close completely, stretch 0.1", ("model.lm2.gate_stretch=0.1",)),
         "gates.wide": ("gates close completely, stretch 0.3", ("model.lm2.gate_stretch=0.3",)),
         "gates.skip": ("one gate per slot to skip an update", ("model.lm2.skip_gate=true",)),
+        "gates.skip-cost": (
+            "a gate per slot to skip an update, and a loss on writing",
+            ("model.lm2.skip_gate=true", "model.lm2.write_cost=0.1"),
+        ),
         "gates.coupled": ("a slot takes in as much as it forgets", ("model.lm2.coupled_gates=true",)),
         "query.bank": ("slots ask by what they hold alone", ("model.lm2.write_query=bank",)),
         "query.key": ("slots ask by their fixed keys alone", ("model.lm2.write_query=key",)),

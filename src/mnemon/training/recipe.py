@@ -30,6 +30,7 @@ class LM2Options(Section):
     retention: Annotated[float, Field(gt=0, lt=1)] = 0.9
     gate_stretch: Annotated[float, Field(ge=0, lt=1)] = 0.0
     skip_gate: bool = False
+    write_cost: Annotated[float, Field(ge=0)] = 0.0
     coupled_gates: bool = False
     write_query: Literal["both", "bank", "key"] = "both"
     write_conv: Annotated[int, Field(ge=0)] = 0

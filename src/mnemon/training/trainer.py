@@ -227,18 +227,35 @@ class AnswerTrainer(Trainer):
         loss: torch.Tensor = losses / num_items_in_batch
         if everything:
             loss = loss + self._context_loss(logits, inputs)
-        return (loss + self._balance_loss(outputs)) * self.processes.count
+        return (loss + self._balance_loss(outputs) + self._write_loss(outputs)) * self.processes.count
 
     def _extras_wanted(self) -> dict[str, bool]:
         """Ask a model that knows how for its routing, and in the steps that are logged for its diagnostics."""
         known = inspect.signature(type(self.network).forward).parameters
         logged = (self.state.global_step + 1) % self.recipe.output.log_every_steps == 0
-        wanted = {"output_diagnostics": logged, "output_routing": self._balance_weight > 0}
+        wanted = {
+            "output_diagnostics": logged,
+            "output_routing": self._balance_weight > 0,
+            "output_write_rate": self._write_cost > 0,
+        }
         return {name: True for name, want in wanted.items() if want and name in known}
 
     @property
     def _balance_weight(self) -> float:
         return float(getattr(self.network, "balance_weight", 0.0))
+
+    @property
+    def _write_cost(self) -> float:
+        return float(getattr(self.network, "write_cost", 0.0))
+
+    def _write_loss(self, outputs: Any) -> torch.Tensor | float:
+        """Return this process's part of what writing adds to the loss, and note how much is written."""
+        rate = getattr(outputs, "write_rate", None)
+        if rate is None:
+            return 0.0
+        self.window.note({"write_rate": rate})
+        shares = self.args.gradient_accumulation_steps * self.processes.count
+        return cast(torch.Tensor, self._write_cost * rate / shares)
 
     def _balance_loss(self, outputs: Any) -> torch.Tensor | float:
         """Return this process's part of what unevenly used memories add to the loss, and note how they are used."""
