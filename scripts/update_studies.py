@@ -2,8 +2,8 @@
 
 python scripts/update_studies.py runs/studies/mom-mqar runs/studies/mom-text
 
-No number is typed by hand. docs/results/runs/NAME.tar.gz holds the recipe, summary and measures of every run, no
-weights: unpacked, it is a folder with which `mnemon reproduce` goes on.
+No number is typed by hand. docs/results/runs/NAME.tar.gz holds the results and, of every run, recipe, summary and
+measures, no weights: unpacked, it is a folder with which `mnemon reproduce` goes on.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from mnemon.errors import MnemonError
 from mnemon.files import atomic_write_bytes
 from mnemon.studies.execution import MEASURES
-from mnemon.studies.results import PLAN, read_results, write_page
+from mnemon.studies.results import PLAN, RESULTS, read_results, write_page
 from mnemon.training.run import RECIPE_FILE, SUMMARY_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def packed(folder: Path) -> bytes:
     """Return an archive of what the results of a study were made from; equal folders make equal archives."""
     measured = [path.parent for path in sorted(folder.glob(f"runs/**/{MEASURES}"))]
-    files = [folder / PLAN, *sorted(folder.glob("tokenizer/*"))]
+    files = [folder / PLAN, folder / RESULTS, *sorted(folder.glob("tokenizer/*"))]
     files += [run / name for run in measured for name in (RECIPE_FILE, SUMMARY_FILE, MEASURES)]
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:

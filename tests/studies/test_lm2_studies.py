@@ -109,6 +109,30 @@ def test_beyond_training_every_length_weighs_the_same_and_trained_lengths_do_not
     assert compare_beyond(answers, 64_000, [("LM2", "plain")]) == []
 
 
+def test_a_report_says_what_was_found_beyond_training_and_what_is_left_at_the_longest() -> None:
+    near = [answered("plain", BAD, "4k"), answered("LM2", GOOD, "4k"), answered("RMT", BAD, "4k")]
+    far = [answered("LM2", GOOD, "128k"), answered("RMT", BAD, "128k")]
+    measures = {
+        name: [{"results": {part: [asdict(found)] for part, found in parts.items()}}] * 2
+        for name, parts in {
+            "plain": {"near": near[0]},
+            "lm2": {"near": near[1], "far": far[0]},
+            "rmt": {"near": near[2], "far": far[1]},
+        }.items()
+    }
+    study = Lm2Table1()
+    results = study.analyse([], json.loads(json.dumps(measures)))
+    found = study.findings(results)
+    assert found[0].startswith("LM2 is ahead of plain from 4k to 4k tokens: +75.0 points [")
+    assert found[1].startswith("LM2 is ahead of RMT from 4k to 128k tokens: +75.0 points [")
+    assert found[2].startswith("RMT cannot be told from plain from 4k to 4k tokens: +0.0 points [")
+    assert found[3].startswith("LM2 at 128k: qa1 100 % [")
+    assert "ARMT-137M 100" in found[3]
+    summary = "\n".join(study.summary(results))
+    assert "| model | role | 4k | 128k |" in summary
+    assert "| 4k to 128k | LM2 − RMT | 100 | 25 |" in summary
+
+
 def test_answers_to_different_questions_are_not_compared() -> None:
     with pytest.raises(ConfigError, match="samples"):
         Answers([[[answered("plain", BAD), answered("LM2", GOOD, sample="other")]]])
@@ -221,6 +245,9 @@ def test_the_studies_of_text_are_made_from_end_to_end(name: str, tmp_path: Path)
     page = (tmp_path / "study" / "page.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {study.title}")
     assert "perplexity at 512" in page
+    (found,) = study.findings(results)
+    assert "1 seed(s)" in found
+    assert study.summary(results)[0] in page
 
 
 def test_every_change_of_the_ablation_is_a_recipe_of_its_own() -> None:
@@ -250,6 +277,7 @@ def test_changes_are_judged_over_all_lengths_together(seeds: int) -> None:
     assert results["rows"][0]["all"]["mean"] == 0.25
     lines = Lm2Ablation().body({**results, "variants": variants, "recipe": {"name": "r"}})
     assert "- Better than the base: `better`." in lines
+    assert Lm2Ablation().findings(results)[0] == "Better than the base: `better`."
     assert "- Cannot be told from it: `same`." in lines
     assert any("| better | what better is | 100 | 8 | 100 |" in line for line in "\n".join(lines).splitlines())
 

@@ -1,6 +1,7 @@
 """The two studies of mixtures, at a size that shows only that everything works."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,31 @@ def test_a_study_goes_on_from_what_the_repository_keeps_of_it(mqar: Path, reposi
     before = results_of(mqar)
     assert results["variants"] == before["variants"]
     assert results["comparisons"] == before["comparisons"]
+
+
+def test_a_report_over_all_studies_names_what_was_found_and_what_is_open(
+    mqar: Path, text: Path, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import runpy
+
+    write, report = (
+        runpy.run_path(str(repository / "scripts" / f"{name}.py"))["main"]
+        for name in ("update_studies", "update_study_report")
+    )
+    assert report(["--root", str(tmp_path)]) == 2
+    assert "expected archives of studies, found none" in capsys.readouterr().err
+    assert write([str(mqar), str(text), "--root", str(tmp_path)]) == 0
+    assert report(["--root", str(tmp_path)]) == 0
+    page = (tmp_path / "docs" / "results" / "study.md").read_text(encoding="utf-8")
+    assert "- On associative recall a mixture against one memory: cannot be told for gla." in page
+    assert "- Not run yet: `lm2-table1`, `lm2-ablation`, `lm2-figure5`, `lm2-mmlu`." in page
+    assert "| rule | single | mom | enlarged |" in page
+    for figure in re.findall(r"\]\(([^)]*\.svg)\)", page):
+        assert (tmp_path / "docs" / "results" / figure).is_file()
+    assert "mnemon reproduce mom-mqar\nmnemon reproduce mom-text\n" in page
+    (tmp_path / "docs" / "results" / "runs" / "mom-mqar.tar.gz").write_bytes(b"nothing")
+    assert report(["--root", str(tmp_path)]) == 2
+    assert "is no archive of a study" in capsys.readouterr().err
 
 
 def test_a_loss_curve_does_not_depend_on_where_the_log_was_cut() -> None:

@@ -159,6 +159,15 @@ def accuracy_grid(rows: Sequence[Json], tasks: Sequence[str], *, with_published:
     return Grid(("length (samples)", "model", *tasks, "mean"), tuple(lines))
 
 
+def mean_grid(rows: Sequence[Json], lengths: Sequence[str]) -> Grid:
+    """Return the table: model x length, means over the tasks."""
+    lines = []
+    for row in rows:
+        cells = (_percent(row["cells"][length]["mean"]) if length in row["cells"] else "–" for length in lengths)
+        lines.append((row["label"], row["role"], *cells))
+    return Grid(("model", "role", *lengths), tuple(lines))
+
+
 def difference_grid(tests: Sequence[Json], label: str) -> Grid:
     """Return the table of `compare_with`; bold where the corrected p value is below 0.05."""
     lines = []

@@ -119,6 +119,15 @@ class Lm2Ablation(Study):
             accuracy_grid(results["rows"], results["tasks"], with_published=False).markdown(),
         ]
 
+    def findings(self, results: Json) -> list[str]:
+        """Say which changes help, which harm and which cannot be told from the base."""
+        return [line.removeprefix("- ") for line in _sentences(results["comparisons"])]
+
+    def summary(self, results: Json) -> list[str]:
+        """Return the table of changes."""
+        lengths = list(results["rows"][0]["cells"])
+        return [_change_grid(results, lengths).markdown()]
+
     def figures(self, results: Json) -> list[Plot]:
         """Draw the differences to the base."""
         from mnemon.studies.figures import differences_to

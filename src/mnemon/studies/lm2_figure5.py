@@ -78,6 +78,24 @@ class Lm2Figure5(TextStudy):
             lines += ["## Memory against none", "", note, "", _comparison_grid(results["comparisons"]).markdown()]
         return lines
 
+    def findings(self, results: Json) -> list[str]:
+        """Say what memory in so many blocks changes at the trained length."""
+        found = []
+        for comparison in results["comparisons"]:
+            values = comparison["by_length"][0]["by_seed"]
+            signs = {value < 0 for value in values}
+            verdict = "cannot be told from none" if len(signs) > 1 else "helps" if signs == {True} else "does not help"
+            mean = sum(values) / len(values)
+            found.append(
+                f"Memory in {comparison['blocks']} blocks {verdict} in plain text: {mean:+.3f} bits per byte, "
+                f"{len(values)} seed(s)."
+            )
+        return found
+
+    def summary(self, results: Json) -> list[str]:
+        """Return perplexities by number of blocks."""
+        return [perplexity_grid(results["variants"], ("model", "blocks with memory"), _names).markdown()]
+
     def figures(self, results: Json) -> list[Plot]:
         """Draw the loss curves, a line per number of blocks, and perplexity over that number."""
         from mnemon.studies.figures import loss_lines, perplexity_over_blocks

@@ -101,6 +101,14 @@ class Lm2Mmlu(TextStudy):
         grid = perplexity_grid(results["variants"], ("model", "text"), lambda v: (v["arm"], "held out"))
         return [*lines, "## Perplexity", "", grid.markdown()]
 
+    def findings(self, results: Json) -> list[str]:
+        """Say what the memory costs."""
+        return [f"Which passage follows: {line}" for test in results["comparisons"] for line in _sentence(test)]
+
+    def summary(self, results: Json) -> list[str]:
+        """Return the accuracies."""
+        return [_accuracy_grid(results["variants"]).markdown()]
+
     def figures(self, results: Json) -> list[Plot]:
         """Draw the loss curves."""
         from mnemon.studies.figures import loss_lines

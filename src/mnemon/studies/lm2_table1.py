@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mnemon.evaluation.checkpoints import load_spec
-from mnemon.evaluation.compare.published import NOTE
+from mnemon.evaluation.compare.published import NOTE, rows_at
+from mnemon.evaluation.paired import SIGNIFICANCE
 from mnemon.evaluation.results import BabilongResult, result_from_dict
 from mnemon.evaluation.retrieval import RetrievalSettings, make_retriever
 from mnemon.evaluation.run import EvaluationRun, write_run
 from mnemon.evaluation.samples import parse_length
 from mnemon.evaluation.suite import evaluate_models
-from mnemon.evaluation.tables import Grid
+from mnemon.evaluation.tables import Grid, p_text
 from mnemon.studies.babilong_questions import suite_options
 from mnemon.studies.babilong_tables import (
     Answers,
@@ -27,6 +28,7 @@ from mnemon.studies.babilong_tables import (
     compare_beyond,
     compare_with,
     difference_grid,
+    mean_grid,
     model_rows,
     verdicts,
 )
@@ -163,12 +165,43 @@ class Lm2Table1(Study):
             lines += ["## Paired tests", "", _TEST_NOTE, "", difference_grid(tests, LM2).markdown()]
         return lines
 
+    def findings(self, results: Json) -> list[str]:
+        """Say how models compare beyond the lengths of training, and what is left at the longest."""
+        found = [_beyond_sentence(test) for test in results.get("beyond", ())]
+        row = next((row for row in results["rows"] if row["label"] == LM2), None)
+        if row is None:
+            return found
+        tasks = results["tasks"]
+        for length in [length for length in _GOALS if length in row["cells"]]:
+            cell = row["cells"][length]
+            first = f"{tasks[0]} {_percent(cell['tasks'][tasks[0]])}"
+            published = ", ".join(
+                f"{entry.model} {entry.accuracies[tasks[0]]:g}"
+                for entry in rows_at(length, tasks)
+                if tasks[0] in entry.accuracies
+            )
+            beside = f" (published on {tasks[0]}: {published})" if published else ""
+            found.append(f"LM2 at {length}: {first}, mean over {', '.join(tasks)} {_percent(cell['mean'])}{beside}.")
+        return found
+
+    def summary(self, results: Json) -> list[str]:
+        """Return mean accuracies by length, and the comparisons beyond the lengths of training."""
+        rows = results["rows"]
+        lengths = list(dict.fromkeys(length for row in rows for length in row["cells"]))
+        lines = ["Mean over the tasks in percent, with 95 % intervals.", "", mean_grid(rows, lengths).markdown()]
+        if results.get("beyond"):
+            lines += [_BEYOND_NOTE, "", beyond_grid(results["beyond"]).markdown()]
+        return lines
+
     def figures(self, results: Json) -> list[Plot]:
         """Draw accuracy over length, a line per model."""
         from mnemon.studies.figures import accuracy_over_length
 
         return [accuracy_over_length(results["rows"])]
 
+
+_GOALS = ("16k", "128k", "1M")
+"""Lengths that a report names."""
 
 _BEYOND_NOTE = (
     "Mean accuracy in percent over the lengths beyond the longest training text at which both models were asked, every "
@@ -180,6 +213,22 @@ _TEST_NOTE = (
     "McNemar test and paired bootstrap; with several: crossed bootstrap over seeds and questions. Holm-corrected over "
     "all lines; bold: below 0.05. One seed says nothing about another one."
 )
+
+
+def _beyond_sentence(test: Json) -> str:
+    low, mean, high = (f"{100 * test['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
+    sure = test["corrected_p"] < SIGNIFICANCE
+    verdict = "cannot be told from" if not sure else "is ahead of" if test["difference"]["mean"] > 0 else "is behind"
+    lengths = test["lengths"]
+    return (
+        f"{test['first']} {verdict} {test['second']} from {lengths[0]} to {lengths[-1]} tokens: {mean} points "
+        f"[{low}, {high}], p {p_text(test['corrected_p'])}, {len(test['by_seed'])} seed(s)."
+    )
+
+
+def _percent(interval: Mapping[str, float]) -> str:
+    low, mean, high = (f"{100 * interval[end]:.0f}" for end in ("low", "mean", "high"))
+    return f"{mean} % [{low}–{high}]"
 
 
 def _pairs(labels: Sequence[str]) -> list[tuple[str, str]]:

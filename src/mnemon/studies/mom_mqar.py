@@ -164,6 +164,24 @@ class MomMqar(Study):
             lines += ["## The mixture, changed in one respect", "", _accuracy_grid(others).markdown()]
         return lines
 
+    def findings(self, results: Json) -> list[str]:
+        """Say for which rules the mixture helps."""
+        found = []
+        for other in ("single", "enlarged"):
+            own = [comparison for comparison in results["comparisons"] if comparison["against"] == other]
+            parts = [
+                f"{verdict} for {', '.join(names)}"
+                for verdict in ("helps", "does not help", "cannot be told")
+                if (names := [comparison["rule"] for comparison in own if comparison["verdict"] == verdict])
+            ]
+            if parts:
+                found.append(f"On associative recall a mixture against {ARMS[other]}: {'; '.join(parts)}.")
+        return found
+
+    def summary(self, results: Json) -> list[str]:
+        """Return one line per rule: the accuracy of its arms, and what the mixture gains."""
+        return [_rule_grid(results).markdown()]
+
     def figures(self, results: Json) -> list[Plot]:
         """Draw accuracy over pairs, one panel per rule, and accuracy over the size of the state."""
         from mnemon.studies.figures import accuracy_over_pairs, accuracy_over_state
@@ -256,6 +274,28 @@ def _comparison_grid(comparisons: Sequence[Json]) -> Grid:
             )
         )
     return Grid(("rule", "arms", "difference", "by seed", "p (Holm)", "the mixture"), tuple(lines))
+
+
+def _rule_grid(results: Json) -> Grid:
+    by_name = {variant["name"]: variant for variant in results["variants"]}
+    gains = {(entry["rule"], entry["against"]): entry for entry in results["comparisons"]}
+    lines = []
+    for rule in dict.fromkeys(variant["rule"] for variant in results["variants"] if variant["arm"] in ARMS):
+        means = (
+            f"{100 * by_name[name]['mean']['accuracy']['mean']:.1f}" if (name := f"{rule}.{arm}") in by_name else "–"
+            for arm in ARMS
+        )
+        differences = (
+            _gain(gains[rule, other]) if (rule, other) in gains else ("–", "–") for other in ("single", "enlarged")
+        )
+        lines.append((rule, *means, *(text for pair in differences for text in pair)))
+    head = ("rule", *ARMS, "mom − single", "the mixture", "mom − enlarged", "the mixture")
+    return Grid(head, tuple(lines), num_names=1)
+
+
+def _gain(comparison: Json) -> tuple[str, str]:
+    low, mean, high = (f"{100 * comparison['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
+    return f"{mean} [{low}, {high}]", comparison["verdict"]
 
 
 def _accuracy_grid(variants: Sequence[Json]) -> Grid:

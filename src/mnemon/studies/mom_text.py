@@ -104,11 +104,35 @@ class MomText(TextStudy):
             lines += published_lines("recall", "Recall", "Input cut to 2K tokens; accuracy in percent.")
         return lines
 
+    def findings(self, results: Json) -> list[str]:
+        """Say for which rules the mixture models text better in every seed, at the trained length and the longest."""
+        found = []
+        for place in (0, -1):
+            better = [entry["rule"] for entry in results["comparisons"] if _is_better(entry["by_length"][place], -1)]
+            worse = [entry["rule"] for entry in results["comparisons"] if _is_better(entry["by_length"][place], 1)]
+            if better or worse:
+                entry = results["comparisons"][0]["by_length"][place]
+                found.append(
+                    f"At {entry['length']:,} tokens of plain text a mixture has fewer bits per byte than one memory in "
+                    f"every seed ({len(entry['by_seed'])}) for {', '.join(better) or 'no rule'}, more for "
+                    f"{', '.join(worse) or 'none'}."
+                )
+        return found
+
+    def summary(self, results: Json) -> list[str]:
+        """Return perplexities, and mixtures beside single memories."""
+        grid = perplexity_grid(results["variants"], ("rule", "arm"), lambda v: (v["rule"], v["arm"]))
+        return [grid.markdown(), *([_comparison_grid(results).markdown()] if results["comparisons"] else [])]
+
     def figures(self, results: Json) -> list[Plot]:
         """Draw the loss curves, one panel per rule."""
         from mnemon.studies.figures import loss_curves
 
         return [loss_curves(results["variants"])]
+
+
+def _is_better(entry: Json, sign: int) -> bool:
+    return all(sign * value > 0 for value in entry["by_seed"])
 
 
 def _comparison_grid(results: Json) -> Grid:

@@ -162,6 +162,14 @@ class Study(ABC):
         """Return the lines of the page between heading and circumstances."""
 
     @abstractmethod
+    def findings(self, results: Json) -> list[str]:
+        """Say in a few sentences what was found, for a report over several studies."""
+
+    @abstractmethod
+    def summary(self, results: Json) -> list[str]:
+        """Return the one or two tables that a report over several studies shows."""
+
+    @abstractmethod
     def figures(self, results: Json) -> list[Plot]:
         """Draw the figures of the page."""
 

@@ -1,0 +1,69 @@
+"""One report over the studies that were run: what was found, the tables that say so, and how to run them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mnemon.studies.registry import get_study, list_studies
+from mnemon.studies.study import Json
+
+_QUESTION = (
+    "Two papers claim that an explicit memory makes language models better: a bank of gated slots beside attention "
+    "(LM2, arXiv:2502.06049) and several linear memories with a router (MoM, arXiv:2502.13685). This page asks both "
+    "claims of models whose memories are causal, at sizes that a laptop can train: every arm reads the same data in "
+    "the same order, answers the same questions, and differs from the others in what is said. Written by "
+    "`scripts/update_study_report.py` from the results of the studies; no number is typed by hand."
+)
+_LIMITS = (
+    "The models are small, learn from scratch, and answer questions about generated stories or patterns; the published "
+    "models are thousands of times larger and were trained, asked and scored differently. So the order of the arms and "
+    "the course over length can be compared with the papers, the numbers cannot. Seeds are few: intervals over seeds "
+    "are stretched for that, and one seed says nothing about others. The learning rate is the same for all arms of a "
+    "study unless its page says that it was chosen per arm."
+)
+
+
+def report(results: Mapping[str, Json], pages: Mapping[str, str]) -> list[str]:
+    """Return the lines of the report.
+
+    Args:
+        results: study -> content of its `results.json`; studies that were not run are named as open.
+        pages: study -> link to its own page.
+    """
+    known = [name for name in list_studies() if name in results]
+    lines = ["# Does an explicit memory win, where, and by how much?", "", _QUESTION, "", "## In short", ""]
+    for name in known:
+        lines += [f"- {sentence}" for sentence in get_study(name).findings(results[name])]
+    missing = [f"`{name}`" for name in list_studies() if name not in results]
+    if missing:
+        lines += [f"- Not run yet: {', '.join(missing)}."]
+    for name in known:
+        lines += ["", *_section(name, results[name], pages[name])]
+    return [*lines, "", "## Limits", "", _LIMITS, "", *_commands(results, known), ""]
+
+
+def _section(name: str, results: Json, page: str) -> Iterator[str]:
+    """Go through the lines of one study: tables, figures and where the rest is."""
+    study = get_study(name)
+    seeds = results["seeds"]
+    tokens = max(max(variant["tokens"]) for variant in results["variants"])
+    sizes = [variant["parameters"]["total"] for variant in results["variants"]]
+    yield f"## {study.title}"
+    yield ""
+    yield (
+        f"Scale `{results['scale']}`: {len(sizes)} variants of {min(sizes):,} to {max(sizes):,} parameters, {seeds} "
+        f"training seed(s), {tokens:,} tokens each. All of it: [{name}]({page})."
+    )
+    yield ""
+    yield from study.summary(results)
+    for figure in study.figures(results):
+        yield f"![{figure.title}]({name}-{figure.name}.svg)"
+        yield ""
+
+
+def _commands(results: Mapping[str, Json], known: list[str]) -> Iterator[str]:
+    yield "## To run it again"
+    yield ""
+    yield "```bash"
+    yield from (results[name]["command"] for name in known)
+    yield "```"
