@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import ttest_rel
 
 from mnemon.errors import ConfigError
-from mnemon.metrics.intervals import crossed_bootstrap, crossed_difference, wilson_interval
+from mnemon.metrics.intervals import Interval, crossed_bootstrap, crossed_difference, wilson_interval, within
 
 SCORES = st.tuples(st.integers(1, 4), st.integers(1, 30)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.sampled_from([0.0, 0.25, 1.0]))
@@ -117,3 +117,8 @@ def test_no_difference_is_found_significant_about_as_often_as_the_level_says() -
         ]
         found += crossed_difference(*pair, num_resamples=2)[1] < 0.05
     assert found / trials < 0.07
+
+
+def test_an_interval_ends_where_its_quantity_does() -> None:
+    assert within(Interval(0.2, -1.7, 1.3), -1.0, 1.0) == Interval(0.2, -1.0, 1.0)
+    assert within(Interval(0.2, 0.1, 0.3), 0.0, 1.0) == Interval(0.2, 0.1, 0.3)

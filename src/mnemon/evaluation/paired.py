@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mnemon.errors import ConfigError
 from mnemon.evaluation.statistics import Correction, PairedTest, correct, crossed_test, paired_test
-from mnemon.metrics.intervals import Interval, crossed_bootstrap, wilson_interval
+from mnemon.metrics.intervals import Interval, crossed_bootstrap, wilson_interval, within
 
 SIGNIFICANCE = 0.05
 
@@ -164,7 +164,7 @@ def mean_interval(scores: Scores, *, in_unit: bool = True) -> Interval:
         return interval
     if interval.low == interval.high:
         return wilson_interval(interval.mean * samples, samples)
-    return Interval(interval.mean, max(0.0, interval.low), min(1.0, interval.high))
+    return within(interval, 0.0, 1.0)
 
 
 def _are_marks(scores: Scores) -> bool:

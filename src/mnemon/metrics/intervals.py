@@ -24,6 +24,11 @@ class Interval:
     high: float
 
 
+def within(interval: Interval, lowest: float, highest: float) -> Interval:
+    """Cut an interval off where its quantity ends: stretched for few seeds, a bootstrap's may reach beyond."""
+    return Interval(interval.mean, max(lowest, interval.low), min(highest, interval.high))
+
+
 def wilson_interval(num_right: float, num_samples: int, confidence: float = 0.95) -> Interval:
     """Give a proportion and its Wilson score interval.
 

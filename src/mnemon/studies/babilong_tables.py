@@ -20,6 +20,7 @@ from mnemon.evaluation.results import BabilongResult
 from mnemon.evaluation.samples import parse_length
 from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid, p_text
+from mnemon.metrics.intervals import within
 from mnemon.studies.study import Json
 
 Marks = NDArray[np.float64]
@@ -209,7 +210,7 @@ def paired(ours: Marks, theirs: Marks) -> Json:
     """Return difference, its value per training seed and the p value of two models on the same questions."""
     test = compare_scores(ours, theirs)
     by_seed = (ours - theirs).mean(axis=1).tolist()
-    return {"difference": asdict(test.difference), "by_seed": by_seed, "p_value": test.p_value}
+    return {"difference": asdict(within(test.difference, -1.0, 1.0)), "by_seed": by_seed, "p_value": test.p_value}
 
 
 def _published_lines(length: str, tasks: Sequence[str]) -> Iterator[tuple[str, ...]]:

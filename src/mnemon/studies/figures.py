@@ -3,6 +3,7 @@
 Okabe-Ito colours, with a marker and a line style of its own for every arm.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,9 @@ _LOOK: dict[str, dict[str, Any]] = {
     "enlarged": {"color": "#009E73", "marker": "^", "linestyle": (0, (1, 1.2))},
     ATTENTION: {"color": "#666666", "marker": "x", "linestyle": ":"},
 }
+# Of the figure of accuracy over state: on which side of its points an arm's labels stand, their height in percent, ...
+_SIDE = {"single": 1, "mom": 1, "enlarged": -1, ATTENTION: 1}
+_LINE, _POINTS_PER_PERCENT, _COLUMNS_PER_OCTAVE = 2.5, 2.9, 2
 _STYLE: Any = STYLE | {"font.size": 9, "axes.grid": True, "grid.color": GRID_COLOUR}
 
 
@@ -43,6 +47,17 @@ def accuracy_over_pairs(variants: Sequence[Json]) -> Plot:
         return finish(figure, "accuracy-over-pairs", title)
 
 
+def _apart(points: Sequence[tuple[int, float]]) -> list[float]:
+    """Return how high the labels of points (bytes, percent) go so that those of one column do not cover each other."""
+    places = [0.0] * len(points)
+    above: dict[int, float] = {}
+    for index in sorted(range(len(points)), key=lambda index: -points[index][1]):
+        size, percent = points[index]
+        column = round(_COLUMNS_PER_OCTAVE * math.log2(size))
+        above[column] = places[index] = min(percent, above.get(column, math.inf) - _LINE)
+    return places
+
+
 def accuracy_over_state(variants: Sequence[Json]) -> Plot:
     """Draw mean accuracy over the bytes of the state at the longest length, a point per variant with a known arm."""
     title = "Accuracy over the bytes of the state"
@@ -55,14 +70,16 @@ def accuracy_over_state(variants: Sequence[Json]) -> Plot:
             if points:
                 size, accuracy, _ = zip(*points, strict=True)
                 axes.plot(size, accuracy, label=arm, color=look["color"], marker=look["marker"], linestyle="none")
-            for size_of_one, accuracy_of_one, variant in points:
+            heights = _apart([(size, accuracy) for size, accuracy, _ in points])
+            for (size_of_one, accuracy_of_one, variant), height in zip(points, heights, strict=True):
                 axes.annotate(
                     variant["rule"],
                     (size_of_one, accuracy_of_one),
-                    xytext=(5, 2),
+                    xytext=(_SIDE[arm] * 6, (height - accuracy_of_one) * _POINTS_PER_PERCENT - 2),
                     textcoords="offset points",
+                    horizontalalignment="left" if _SIDE[arm] > 0 else "right",
                     fontsize=6,
-                    color="#666666",
+                    color=look["color"],
                 )
         axes.set_xscale("log", base=2)
         axes.set_ylim(-3, 103)

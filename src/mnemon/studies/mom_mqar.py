@@ -14,7 +14,7 @@ from mnemon.evaluation.checkpoints import load_network_spec
 from mnemon.evaluation.paired import mean_interval
 from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid, p_text
-from mnemon.metrics.intervals import crossed_bootstrap
+from mnemon.metrics.intervals import crossed_bootstrap, within
 from mnemon.metrics.mqar import held_out_samples, queries_right, recall_row
 from mnemon.ops import list_rules
 from mnemon.studies import memory_arms
@@ -247,6 +247,7 @@ def _accuracy(shares: NDArray[np.float64]) -> Json:
 def _compare(rule: str, against: str, mixture: NDArray[Any], other: NDArray[Any], guessing: float) -> Json:
     difference = mixture - other
     interval, p_value = crossed_bootstrap(difference)
+    interval = within(interval, -1.0, 1.0)
     return {
         "rule": rule,
         "against": against,
