@@ -1,10 +1,15 @@
-"""Decays inside and between chunks."""
+"""Decays inside and between chunks, and how large chunks are."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from mnemon.ops import get_rule
+from mnemon.ops.blocks import compute_rows
 from mnemon.ops.chunking import decay_between, pairwise_decay
 
 
@@ -36,3 +41,23 @@ def test_decays_have_exact_gradients_up_to_no_decay_at_all() -> None:
     none = torch.zeros(5, dtype=torch.float64)
     at_zero, close = (torch.autograd.functional.jacobian(decays_of, x) for x in (none, none - 1e-9))
     torch.testing.assert_close(at_zero, close, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunk_size", "used"),
+    [(45, 32, 16), (33, 32, 16), (64, 32, 32), (70, 64, 16), (100, 64, 64), (1000, 64, 64), (5, 64, 16), (45, 24, 24)],
+)
+def test_chunks_of_short_rows_are_no_larger_than_they_have_tokens_for(tokens: int, chunk_size: int, used: int) -> None:
+    seen = []
+    rule = get_rule("linear_attention")
+
+    def watched(*arguments: Any, chunk_size: int, **options: Any) -> Any:
+        seen.append(chunk_size)
+        return rule.chunkwise_form(*arguments, chunk_size=chunk_size, **options)
+
+    inputs = {name: torch.randn(1, tokens, 1, 4, dtype=torch.float64) for name in ("q", "k", "v")}
+    state = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    output, _ = compute_rows(replace(rule, chunkwise_form=watched), inputs, state, None, {}, chunk_size)
+    assert set(seen) == {used}
+    expected, _ = rule.recurrent(**inputs, state=state)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)

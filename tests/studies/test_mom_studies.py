@@ -10,7 +10,7 @@ import pytest
 from mnemon.errors import ConfigError, RunError
 from mnemon.studies.mom_mqar import verdict
 from mnemon.studies.order import Order
-from mnemon.studies.results import reproduce
+from mnemon.studies.results import reproduce, write_page
 from mnemon.studies.text_study import loss_curve
 
 MQAR = Order("mom-mqar", "tiny", only=("attention", "gla.single", "gla.mom", "gla.enlarged", "gla.top-1"))
@@ -166,6 +166,17 @@ def test_a_study_goes_on_from_what_the_repository_keeps_of_it(mqar: Path, reposi
     before = results_of(mqar)
     assert results["variants"] == before["variants"]
     assert results["comparisons"] == before["comparisons"]
+
+
+def test_a_page_names_every_machine_that_runs_were_trained_on(mqar: Path, tmp_path: Path) -> None:
+    results = results_of(mqar)
+    ((machine, runs),) = ((entry["machine"], entry["runs"]) for entry in results["machines"])
+    assert runs == len(MQAR.only)
+    other = {"machine": {**machine, "processor": "abacus"}, "runs": 2}
+    page = write_page(tmp_path / "page.md", {**results, "machines": [*results["machines"], other]}, "").read_text()
+    assert f"- {runs} runs on: processor {machine['processor']}," in page
+    assert "- 2 runs on: processor abacus," in page
+    assert f"Machine: processor {machine['processor']}," in (mqar / "page.md").read_text()
 
 
 def test_a_report_over_all_studies_names_what_was_found_and_what_is_open(
