@@ -167,7 +167,7 @@ def test_what_is_written_leaves_out_the_feed_forward_of_a_parallel_residual():
         for parameter in model.blocks[3].module.mlp.parameters():
             parameter.normal_()
         after = model(ids, use_cache=True).past_key_values.state.statistics[0]
-    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(before.tensors, after.tensors, strict=True))
 
 
 def test_a_raw_residual_is_normalised_before_it_queries_the_memory():

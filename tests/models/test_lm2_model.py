@@ -272,7 +272,7 @@ def test_bfloat16_models_keep_bank_and_statistics_in_float32():
     state = output.past_key_values.state
     assert output.logits.dtype == torch.bfloat16
     assert output.logits.isfinite().all()
-    assert {state.bank.dtype, *(part.dtype for entry in state.statistics for part in entry)} == {torch.float32}
+    assert {state.bank.dtype, *(part.dtype for entry in state.statistics for part in entry.tensors)} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def gate_dtypes(
     seen: set[tuple[str, torch.dtype]] = set()
     prepare, update, update_alone = JointBanks.prepare_update, JointBanks.update, MemoryBank.update
 
-    def watch(**tensors: torch.Tensor) -> None:
-        seen.update((name, tensor.dtype) for name, tensor in tensors.items())
+    def watch(**tensors: torch.Tensor | None) -> None:
+        seen.update((name, tensor.dtype) for name, tensor in tensors.items() if tensor is not None)
 
     def prepared(self: JointBanks, statistics: Sequence[WriteStatistics]) -> Any:
         for block in statistics:

@@ -53,6 +53,11 @@ class WriteStatistics(NamedTuple):
     value: Tensor
     tail: Tensor | None = None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in order."""
+        return tuple(part for part in self if part is not None)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "WriteStatistics":
         """Return statistics whose tensors went through a function."""
         tail = None if self.tail is None else function(self.tail)
