@@ -11,7 +11,7 @@ from mnemon.errors import ConfigError, RunError
 from mnemon.studies.mom_mqar import verdict
 from mnemon.studies.order import Order
 from mnemon.studies.results import reproduce, write_page
-from mnemon.studies.text_study import loss_curve
+from mnemon.studies.text_study import loss_curve, sign_of
 
 MQAR = Order("mom-mqar", "tiny", only=("attention", "gla.single", "gla.mom", "gla.enlarged", "gla.top-1"))
 TEXT = Order("mom-text", "tiny", only=("gla.single", "gla.mom"))
@@ -53,6 +53,15 @@ def test_the_mixture_is_compared_with_one_memory_and_with_one_as_large(mqar: Pat
         pair = [by_name[f"gla.{arm}"]["mean"]["accuracy"]["mean"] for arm in ("mom", comparison["against"])]
         assert comparison["difference"]["mean"] == pytest.approx(pair[0] - pair[1])
         assert comparison["verdict"] == "cannot be told"  # of one seed
+
+
+def test_an_ablation_is_compared_with_the_mixture_that_it_changes(mqar: Path) -> None:
+    results = results_of(mqar)
+    means = {variant["name"]: variant["mean"]["accuracy"]["mean"] for variant in results["variants"]}
+    (ablation,) = results["ablations"]
+    assert (ablation["rule"], ablation["arm"]) == ("gla", "top-1")
+    assert ablation["difference"]["mean"] == pytest.approx(means["gla.top-1"] - means["gla.mom"])
+    assert "| gla | top-1 − mom |" in (mqar / "page.md").read_text(encoding="utf-8")
 
 
 def test_the_page_says_what_the_results_say(mqar: Path) -> None:
@@ -120,8 +129,40 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_every_variant_of_the_text_study_has_perplexities_and_a_curve(text: Path) -> None:
     for variant in results_of(text)["variants"]:
         assert [row["length"] for row in variant["rows"]] == [16, 32, 64, 128]
-        assert all(len(row["perplexity"]) == 1 for row in variant["rows"])
+        for row in variant["rows"]:
+            assert row["perplexity"]["low"] <= row["perplexity"]["mean"] <= row["perplexity"]["high"]
         assert [point[0] for point in variant["curve"]] == [512, 1024, 1536, 2048]
+
+
+def test_a_mixture_is_compared_with_one_memory_on_the_same_windows_of_text(text: Path) -> None:
+    results = results_of(text)
+    rows = {variant["name"]: variant["rows"] for variant in results["variants"]}
+    (comparison,) = results["comparisons"]
+    assert (comparison["rule"], comparison["arm"], comparison["against"]) == ("gla", "mom", "single")
+    for test, ours, theirs in zip(comparison["by_length"], rows["gla.mom"], rows["gla.single"], strict=True):
+        difference = ours["bits_per_byte"]["mean"] - theirs["bits_per_byte"]["mean"]
+        assert test["difference"]["mean"] == pytest.approx(difference) == pytest.approx(test["by_seed"][0])
+        assert test["difference"]["low"] <= test["difference"]["mean"] <= test["difference"]["high"]
+        assert test["corrected_p"] == test["p_value"]  # of one rule
+
+
+def test_bits_per_byte_of_the_windows_are_those_of_the_whole_text(text: Path) -> None:
+    for variant in results_of(text)["variants"]:
+        folder = text / "runs" / variant["name"] / f"lr-{variant['learning_rate']:g}" / "seed-0"
+        cells = json.loads((folder / "measures.json").read_text(encoding="utf-8"))["cells"]
+        for row, cell in zip(variant["rows"], cells, strict=True):
+            assert row["bits_per_byte"]["mean"] == pytest.approx(cell["bits_per_byte"])
+            assert row["perplexity"]["mean"] == pytest.approx(cell["perplexity"]["mean"])
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "corrected_p", "sign"),
+    [([-0.1], 0.01, -1), ([-0.1, -0.2], 0.01, -1), ([-0.1, 0.2], 0.01, 0), ([0.1, 0.2], 0.01, 1), ([-0.1], 0.06, 0)],
+)
+def test_a_difference_in_bits_counts_only_if_it_is_sure_and_all_seeds_agree(
+    by_seed: list[float], corrected_p: float, sign: int
+) -> None:
+    assert sign_of({"by_seed": by_seed, "corrected_p": corrected_p}) == sign
 
 
 def test_a_learning_rate_is_chosen_by_the_better_score_and_its_run_counts(text: Path) -> None:

@@ -118,6 +118,11 @@ def perplexity_row(windows: TokenStream, length: int, losses: NDArray[np.float64
 
 
 def measure_perplexity(model: Any, windows: TokenStream, length: int, **options: Any) -> dict[str, Any]:
-    """Measure one block length: `perplexity_row` of `token_losses`."""
-    blocks = windows.ids.reshape(-1, length)
-    return perplexity_row(windows, length, token_losses(model, blocks, **options))
+    """Measure one block length.
+
+    Returns:
+        `perplexity_row` of `token_losses`, and `loss_by_window`, for paired comparisons: nats per token of each window.
+    """
+    losses = token_losses(model, windows.ids.reshape(-1, length), **options)
+    by_window = losses.reshape(len(windows), -1).mean(axis=1)
+    return {**perplexity_row(windows, length, losses), "loss_by_window": by_window.tolist()}

@@ -186,7 +186,7 @@ def perplexity_over_blocks(variants: Sequence[Json]) -> Plot:
         figure = Figure(figsize=(7.6, 4.8), layout="constrained")
         axes = figure.add_subplot()
         for number, row in enumerate(variants[0]["rows"]):
-            values = [sum(v["rows"][number]["perplexity"]) / len(v["rows"][number]["perplexity"]) for v in variants]
+            values = [variant["rows"][number]["perplexity"]["mean"] for variant in variants]
             axes.plot(blocks, values, label=f"{row['length']:,}", markersize=5, **series_style(number))
         axes.set_xticks(blocks, [str(count) for count in blocks])
         axes.set_xlabel("blocks with memory")

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from mnemon.evaluation.tables import Grid
 from mnemon.studies.study import Json, Scale, Variant
-from mnemon.studies.text_study import TextStudy, add_text_rows, differences, perplexity_grid
+from mnemon.studies.text_study import (
+    COMPARISON_NOTE,
+    PERPLEXITY_NOTE,
+    Pair,
+    TextStudy,
+    add_text_rows,
+    compare,
+    comparison_grid,
+    perplexity_grid,
+    sign_of,
+)
 from mnemon.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -46,15 +55,14 @@ class Lm2Figure5(TextStudy):
         add_text_rows(variants, measures)
         for variant in variants:
             variant["blocks"] = int(variant["name"].removeprefix(_PREFIX))
-        by_name = {variant["name"]: variant for variant in variants}
-        if _NONE not in by_name:
+        if _NONE not in measures:
             return {"comparisons": []}
-        others = [variant for variant in variants if variant["name"] != _NONE]
-        return {
-            "comparisons": [
-                {"blocks": variant["arm"], "by_length": differences(variant, by_name[_NONE])} for variant in others
-            ]
-        }
+        pairs = [
+            Pair(variant["name"], _NONE, {"blocks": variant["arm"], "against": "none"})
+            for variant in variants
+            if variant["name"] != _NONE
+        ]
+        return {"comparisons": compare(variants, measures, pairs)}
 
     def body(self, results: Json) -> list[str]:
         """Return the table of perplexities, and the differences to no memory."""
@@ -69,26 +77,27 @@ class Lm2Figure5(TextStudy):
             "",
             "## Perplexity of held-out text",
             "",
-            "Mean over the seeds, in brackets the smallest and the largest; all lengths on the same tokens.",
+            PERPLEXITY_NOTE,
             "",
             perplexity_grid(results["variants"], ("model", "blocks with memory"), _names).markdown(),
         ]
         if results["comparisons"]:
-            note = "Bits per byte minus those without memory, seed by seed; below 0 the memory helps."
-            lines += ["## Memory against none", "", note, "", _comparison_grid(results["comparisons"]).markdown()]
+            grid = comparison_grid(
+                results["comparisons"], ("blocks with memory", "against"), lambda e: (e["blocks"], e["against"])
+            )
+            lines += ["## Memory against none", "", COMPARISON_NOTE, "", grid.markdown()]
         return lines
 
     def findings(self, results: Json) -> list[str]:
         """Say what memory in so many blocks changes at the trained length."""
         found = []
         for comparison in results["comparisons"]:
-            values = comparison["by_length"][0]["by_seed"]
-            signs = {value < 0 for value in values}
-            verdict = "cannot be told from none" if len(signs) > 1 else "helps" if signs == {True} else "does not help"
-            mean = sum(values) / len(values)
+            test = comparison["by_length"][0]
+            verdict = {-1: "helps", 1: "harms", 0: "cannot be told from none"}[sign_of(test)]
+            low, mean, high = (f"{test['difference'][end]:+.3f}" for end in ("low", "mean", "high"))
             found.append(
-                f"Memory in {comparison['blocks']} blocks {verdict} in plain text: {mean:+.3f} bits per byte, "
-                f"{len(values)} seed(s)."
+                f"Memory in {comparison['blocks']} blocks {verdict} in plain text: {mean} bits per byte "
+                f"[{low}, {high}], {len(test['by_seed'])} seed(s)."
             )
         return found
 
@@ -110,16 +119,3 @@ def _with_memory(count: int, blocks: int) -> Variant:
 
 def _names(variant: Json) -> tuple[str, str]:
     return "plain" if variant["name"] == _NONE else "LM2", variant["arm"]
-
-
-def _comparison_grid(comparisons: Sequence[Json]) -> Grid:
-    head = ("blocks with memory", "against", *(f"at {entry['length']:,}" for entry in comparisons[0]["by_length"]))
-    lines = [
-        (
-            comparison["blocks"],
-            "none",
-            *(" ".join(f"{value:+.3f}" for value in entry["by_seed"]) for entry in comparison["by_length"]),
-        )
-        for comparison in comparisons
-    ]
-    return Grid(head, tuple(lines))

@@ -23,7 +23,7 @@ from mnemon.metrics.perplexity import token_losses
 from mnemon.studies.babilong_tables import paired
 from mnemon.studies.equal_size import as_large_as
 from mnemon.studies.study import Json, PlannedRun, Scale, Variant
-from mnemon.studies.text_study import TextStudy, add_text_rows, perplexity_grid, published_lines
+from mnemon.studies.text_study import PERPLEXITY_NOTE, TextStudy, add_text_rows, perplexity_grid, published_lines
 from mnemon.training.data_sections import TextData
 from mnemon.training.recipe import Recipe
 from mnemon.training.trainer import wants_cuda
@@ -99,7 +99,7 @@ class Lm2Mmlu(TextStudy):
             lines += [*_sentence(results["comparisons"][0]), ""]
         lines += published_lines("mmlu", "MMLU", "Accuracy in percent; models, training and questions are others.")
         grid = perplexity_grid(results["variants"], ("model", "text"), lambda v: (v["arm"], "held out"))
-        return [*lines, "## Perplexity", "", grid.markdown()]
+        return [*lines, "## Perplexity", "", PERPLEXITY_NOTE, "", grid.markdown()]
 
     def findings(self, results: Json) -> list[str]:
         """Say what the memory costs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,19 +119,23 @@ class MomMqar(Study):
         guessing = float(np.mean([1 / row["num_pairs"] for row in variants[0]["rows"]]))
         rules = dict.fromkeys(variant["rule"] for variant in variants)
         comparisons = [
-            _compare(
-                rule, other, np.concatenate(shares[first], axis=1), np.concatenate(shares[second], axis=1), guessing
-            )
+            {"against": other, "guessing": guessing, **_difference(rule, shares[first], shares[second])}
             for other in ("single", "enlarged")
             for rule in rules
             if (first := f"{rule}.mom") in shares and (second := f"{rule}.{other}") in shares
         ]
         for other in ("single", "enlarged"):
             family = [comparison for comparison in comparisons if comparison["against"] == other]
-            for comparison, corrected in zip(family, holm([c["p_value"] for c in family]), strict=True):
-                comparison["corrected_p"] = corrected
+            _correct(family)
+            for comparison in family:
                 comparison["verdict"] = verdict(comparison)
-        return {"comparisons": comparisons}
+        ablations = [
+            {"arm": variant["arm"], **_difference(rule, shares[variant["name"]], shares[mixture])}
+            for variant in variants
+            if variant["arm"] not in (*ARMS, ATTENTION) and (mixture := f"{(rule := variant['rule'])}.mom") in shares
+        ]
+        _correct(ablations)
+        return {"comparisons": comparisons, "ablations": ablations}
 
     def body(self, results: Json) -> list[str]:
         """Return what was found: a sentence per rule, the comparisons, accuracies, ablations."""
@@ -162,6 +166,8 @@ class MomMqar(Study):
             lines += ["## Accuracy", "", note, "", _accuracy_grid(main).markdown()]
         if others:
             lines += ["## The mixture, changed in one respect", "", _accuracy_grid(others).markdown()]
+        if results["ablations"]:
+            lines += [_ABLATION_NOTE, "", _ablation_grid(results["ablations"]).markdown()]
         return lines
 
     def findings(self, results: Json) -> list[str]:
@@ -228,6 +234,11 @@ _COMPARISON_NOTE = (
     f"or both above {100 * _CEILING:.0f} %. Intervals are stretched where there are few seeds."
 )
 
+_ABLATION_NOTE = (
+    "The changed mixture minus the mixture, as above: percentage points of the mean over all slices, on the same "
+    "samples and seeds, p Holm-corrected over these lines; bold: below 0.05."
+)
+
 
 def _by_slice(runs: Sequence[Json]) -> Iterator[list[Json]]:
     """Go through the slices; of each the cells of all seeds."""
@@ -244,37 +255,50 @@ def _accuracy(shares: NDArray[np.float64]) -> Json:
     return {"accuracy": asdict(mean_interval(shares)), "by_seed": shares.mean(axis=1).tolist()}
 
 
-def _compare(rule: str, against: str, mixture: NDArray[Any], other: NDArray[Any], guessing: float) -> Json:
-    difference = mixture - other
+def _difference(rule: str, first: Sequence[NDArray[np.float64]], second: Sequence[NDArray[np.float64]]) -> Json:
+    """Compare the shares of two variants, one array [S, N] per slice."""
+    ours, theirs = np.concatenate(first, axis=1), np.concatenate(second, axis=1)
+    difference = ours - theirs
     interval, p_value = crossed_bootstrap(difference)
-    interval = within(interval, -1.0, 1.0)
     return {
         "rule": rule,
-        "against": against,
-        "accuracies": [float(mixture.mean()), float(other.mean())],
-        "guessing": guessing,
-        "difference": asdict(interval),
+        "accuracies": [float(ours.mean()), float(theirs.mean())],
+        "difference": asdict(within(interval, -1.0, 1.0)),
         "by_seed": difference.mean(axis=1).tolist(),
         "p_value": p_value,
     }
 
 
+def _correct(family: Sequence[Json]) -> None:
+    """Correct the p values of comparisons that are read together (Holm)."""
+    for comparison, corrected in zip(family, holm([entry["p_value"] for entry in family]), strict=True):
+        comparison["corrected_p"] = corrected
+
+
 def _comparison_grid(comparisons: Sequence[Json]) -> Grid:
-    lines = []
-    for comparison in comparisons:
-        low, mean, high = (f"{100 * comparison['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
-        seeds = " ".join(f"{100 * value:+.1f}" for value in comparison["by_seed"])
-        lines.append(
-            (
-                comparison["rule"],
-                f"mom − {comparison['against']}",
-                f"{mean} [{low}, {high}]",
-                seeds,
-                p_text(comparison["corrected_p"]),
-                comparison["verdict"],
-            )
-        )
-    return Grid(("rule", "arms", "difference", "by seed", "p (Holm)", "the mixture"), tuple(lines))
+    lines = [
+        (entry["rule"], f"mom − {entry['against']}", *_difference_cells(entry), entry["verdict"])
+        for entry in comparisons
+    ]
+    return Grid(("rule", "arms", *_DIFFERENCE_HEAD, "the mixture"), tuple(lines))
+
+
+def _ablation_grid(ablations: Sequence[Json]) -> Grid:
+    lines = [(entry["rule"], f"{entry['arm']} − mom", *_difference_cells(entry)) for entry in ablations]
+    return Grid(("rule", "arms", *_DIFFERENCE_HEAD), tuple(lines))
+
+
+_DIFFERENCE_HEAD = ("difference", "by seed", "p (Holm)")
+
+
+def _difference_cells(entry: Json) -> tuple[str, str, str]:
+    seeds = " ".join(f"{100 * value:+.1f}" for value in entry["by_seed"])
+    return _points(entry), seeds, p_text(entry["corrected_p"])
+
+
+def _points(entry: Json) -> str:
+    low, mean, high = (f"{100 * entry['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def _rule_grid(results: Json) -> Grid:
@@ -295,8 +319,7 @@ def _rule_grid(results: Json) -> Grid:
 
 
 def _gain(comparison: Json) -> tuple[str, str]:
-    low, mean, high = (f"{100 * comparison['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
-    return f"{mean} [{low}, {high}]", comparison["verdict"]
+    return _points(comparison), comparison["verdict"]
 
 
 def _accuracy_grid(variants: Sequence[Json]) -> Grid:

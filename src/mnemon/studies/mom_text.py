@@ -8,8 +8,20 @@ from typing import TYPE_CHECKING, ClassVar
 from mnemon.evaluation.tables import Grid
 from mnemon.ops import list_rules
 from mnemon.studies import memory_arms
+from mnemon.studies.memory_arms import ATTENTION
 from mnemon.studies.study import Json, Scale, Variant
-from mnemon.studies.text_study import TextStudy, add_text_rows, differences, perplexity_grid, published_lines
+from mnemon.studies.text_study import (
+    COMPARISON_NOTE,
+    PERPLEXITY_NOTE,
+    Pair,
+    TextStudy,
+    add_text_rows,
+    compare,
+    comparison_grid,
+    perplexity_grid,
+    published_lines,
+    sign_of,
+)
 from mnemon.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -67,16 +79,16 @@ class MomText(TextStudy):
         return (memory_arms.attention(), *arms)
 
     def analyse(self, variants: Sequence[Json], measures: Mapping[str, Sequence[Json]]) -> Json:
-        """Add a row per length and the loss curve to every variant; compare mixture and single memory seed by seed."""
+        """Add a row per length and the loss curve to every variant; compare mixture, single memory and attention."""
         add_text_rows(variants, measures)
-        by_name = {variant["name"]: variant for variant in variants}
-        return {
-            "comparisons": [
-                {"rule": rule, "by_length": differences(by_name[f"{rule}.mom"], by_name[f"{rule}.single"])}
-                for rule in dict.fromkeys(variant["rule"] for variant in variants)
-                if f"{rule}.mom" in by_name and f"{rule}.single" in by_name
-            ]
-        }
+        pairs = [
+            Pair(first, second, {"rule": rule, "arm": arm, "against": against})
+            for arm, against in (("mom", "single"), ("single", ATTENTION), ("mom", ATTENTION))
+            for rule in dict.fromkeys(variant["rule"] for variant in variants)
+            if {first := f"{rule}.{arm}", second := ATTENTION if against == ATTENTION else f"{rule}.{against}"}
+            <= set(measures)
+        ]
+        return {"comparisons": compare(variants, measures, pairs)}
 
     def body(self, results: Json) -> list[str]:
         """Return the table of perplexities, and mixtures beside single memories."""
@@ -92,13 +104,14 @@ class MomText(TextStudy):
             "",
             "## Perplexity of held-out text",
             "",
-            "Mean over the seeds, in brackets the smallest and the largest; all lengths on the same tokens.",
+            PERPLEXITY_NOTE,
             "",
             perplexity_grid(results["variants"], ("rule", "arm"), lambda v: (v["rule"], v["arm"])).markdown(),
         ]
-        if results["comparisons"]:
-            note = "Bits per byte of the mixture minus the single memory, seed by seed; below 0 the mixture is better."
-            lines += ["## Mixture against single memory", "", note, "", _comparison_grid(results).markdown()]
+        for title, against in (("Mixture against single memory", "single"), ("Memories against attention", ATTENTION)):
+            entries = [entry for entry in results["comparisons"] if entry["against"] == against]
+            if entries:
+                lines += [f"## {title}", "", COMPARISON_NOTE, "", _comparison_grid(entries).markdown()]
         if results["scale"].startswith("paper"):
             lines += published_lines("commonsense", "Language modelling and commonsense", _PUBLISHED_NOTE)
             lines += published_lines("recall", "Recall", "Input cut to 2K tokens; accuracy in percent.")
@@ -107,22 +120,26 @@ class MomText(TextStudy):
     def findings(self, results: Json) -> list[str]:
         """Say for which rules the mixture models text better in every seed, at the trained length and the longest."""
         found = []
-        for place in (0, -1):
-            better = [entry["rule"] for entry in results["comparisons"] if _is_better(entry["by_length"][place], -1)]
-            worse = [entry["rule"] for entry in results["comparisons"] if _is_better(entry["by_length"][place], 1)]
-            if better or worse:
-                entry = results["comparisons"][0]["by_length"][place]
-                found.append(
-                    f"At {entry['length']:,} tokens of plain text a mixture has fewer bits per byte than one memory in "
-                    f"every seed ({len(entry['by_seed'])}) for {', '.join(better) or 'no rule'}, more for "
-                    f"{', '.join(worse) or 'none'}."
-                )
+        entries = [entry for entry in results["comparisons"] if entry["against"] == "single"]
+        for place in (0, -1) if entries else ():
+            first = entries[0]["by_length"][place]
+            signs = {entry["rule"]: sign_of(entry["by_length"][place]) for entry in entries}
+            parts = [
+                f"{what} for {', '.join(names)}"
+                for sign, what in ((-1, "fewer bits per byte"), (1, "more"), (0, "cannot be told"))
+                if (names := [rule for rule, value in signs.items() if value == sign])
+            ]
+            found.append(
+                f"At {first['length']:,} tokens of plain text a mixture against one memory: {'; '.join(parts)} "
+                f"({len(first['by_seed'])} seed(s))."
+            )
         return found
 
     def summary(self, results: Json) -> list[str]:
         """Return perplexities, and mixtures beside single memories."""
         grid = perplexity_grid(results["variants"], ("rule", "arm"), lambda v: (v["rule"], v["arm"]))
-        return [grid.markdown(), *([_comparison_grid(results).markdown()] if results["comparisons"] else [])]
+        entries = [entry for entry in results["comparisons"] if entry["against"] == "single"]
+        return [grid.markdown(), *([_comparison_grid(entries).markdown()] if entries else [])]
 
     def figures(self, results: Json) -> list[Plot]:
         """Draw the loss curves, one panel per rule."""
@@ -131,19 +148,7 @@ class MomText(TextStudy):
         return [loss_curves(results["variants"])]
 
 
-def _is_better(entry: Json, sign: int) -> bool:
-    return all(sign * value > 0 for value in entry["by_seed"])
-
-
-def _comparison_grid(results: Json) -> Grid:
-    comparisons = results["comparisons"]
-    head = ("rule", "arms", *(f"at {entry['length']:,}" for entry in comparisons[0]["by_length"]))
-    lines = [
-        (
-            comparison["rule"],
-            "mom − single",
-            *(" ".join(f"{value:+.3f}" for value in entry["by_seed"]) for entry in comparison["by_length"]),
-        )
-        for comparison in comparisons
-    ]
-    return Grid(head, tuple(lines))
+def _comparison_grid(comparisons: Sequence[Json]) -> Grid:
+    return comparison_grid(
+        comparisons, ("rule", "arms"), lambda entry: (entry["rule"], f"{entry['arm']} − {entry['against']}")
+    )

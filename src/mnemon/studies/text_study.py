@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnemon.evaluation.harness.published import PUBLISHED
+from mnemon.evaluation.paired import SIGNIFICANCE
+from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid
 from mnemon.files import complete_folder, read_text
+from mnemon.metrics.intervals import Interval, crossed_bootstrap
 from mnemon.metrics.perplexity import FACTORS
 from mnemon.studies.execution import read_json
 from mnemon.studies.study import Json, PlannedRun, Study, state_text
 from mnemon.training.build import build_tokenizer
 from mnemon.training.recipe import Recipe
 from mnemon.training.run import LOG_FILE, SUMMARY_FILE
+
+
+class Pair(NamedTuple):
+    """Two variants that are compared.
+
+    Attributes:
+        first: name of the variant whose bits count.
+        second: name of the one whose bits are taken off.
+        facts: what the comparison is called; `against` among it.
+    """
+
+    first: str
+    second: str
+    facts: Json
 
 
 class TextStudy(Study):
@@ -83,26 +104,83 @@ def add_text_rows(variants: Sequence[Json], measures: Mapping[str, Sequence[Json
             {
                 "length": cells[0]["length"],
                 "samples": cells[0]["samples"],
-                "perplexity": [cell["perplexity"]["mean"] for cell in cells],
-                "bits_per_byte": [cell["bits_per_byte"] for cell in cells],
+                "perplexity": _exponential(crossed_bootstrap(_losses_by_window(cells))[0]),
+                "bits_per_byte": asdict(crossed_bootstrap(_bits_by_window(cells))[0]),
             }
-            for cells in zip(*(run["cells"] for run in runs), strict=True)
+            for cells in _by_length(runs)
         ]
         curves = np.array([run["curve"] for run in runs]).mean(axis=0)
         variant["curve"] = [[int(tokens), float(loss)] for tokens, loss in curves]
 
 
-def differences(first: Json, second: Json) -> list[Json]:
-    """Return bits per byte of one variant minus those of another, seed by seed, for every length."""
-    pairs = zip(first["rows"], second["rows"], strict=True)
-    return [
-        {"length": a["length"], "by_seed": [x - y for x, y in zip(a["bits_per_byte"], b["bits_per_byte"], strict=True)]}
-        for a, b in pairs
-    ]
+def compare(variants: Sequence[Json], measures: Mapping[str, Sequence[Json]], pairs: Sequence[Pair]) -> list[Json]:
+    """Compare variants on the same windows of text, at every length.
+
+    Args:
+        variants: with their rows.
+        measures: per variant and seed, with the loss of every window.
+        pairs: which variants, and what else to say of the comparison.
+
+    Returns:
+        Per pair what was said of it, and `by_length`: bits per byte of the first minus those of the second
+        (`difference`, with its 95 % interval over seeds and windows), `by_seed`, `p_value` and `corrected_p`: Holm over
+        all pairs that are `against` the same, per length.
+    """
+    rows = {variant["name"]: variant["rows"] for variant in variants}
+    bits = {name: [_bits_by_window(cells) for cells in _by_length(runs)] for name, runs in measures.items()}
+    found = []
+    for pair in pairs:
+        tests = [
+            _paired(row["length"], ours, theirs)
+            for row, ours, theirs in zip(rows[pair.first], bits[pair.first], bits[pair.second], strict=True)
+        ]
+        found.append({**pair.facts, "by_length": tests})
+    for against in dict.fromkeys(entry["against"] for entry in found):
+        families = [entry["by_length"] for entry in found if entry["against"] == against]
+        for family in zip(*families, strict=True):
+            for test, corrected in zip(family, holm([test["p_value"] for test in family]), strict=True):
+                test["corrected_p"] = corrected
+    return found
+
+
+def comparison_grid(
+    comparisons: Sequence[Json], names: tuple[str, str], named: Callable[[Json], tuple[str, str]]
+) -> Grid:
+    """Return the table of differences by length; bold: corrected p below 0.05.
+
+    Args:
+        comparisons: from `compare`.
+        names: of the first two columns.
+        named: their content.
+    """
+    head = (*names, *(f"at {test['length']:,}" for test in comparisons[0]["by_length"]))
+    lines = [(*named(entry), *(_difference_text(test) for test in entry["by_length"])) for entry in comparisons]
+    return Grid(head, tuple(lines))
+
+
+PERPLEXITY_NOTE = (
+    "Mean with its 95 % interval over the windows of text and, where there are several, the training seeds (crossed "
+    "bootstrap); all lengths on the same tokens."
+)
+COMPARISON_NOTE = (
+    "Bits per byte of the first minus the second, window by window, because windows differ more than models do; below "
+    "0 the first is better. 95 % intervals over the windows and, where there are several, the training seeds (crossed "
+    "bootstrap); bold: p below 0.05, Holm-corrected over the lines that compare with the same. One seed says nothing "
+    "about another one."
+)
+
+
+def sign_of(test: Json) -> int:
+    """Say whether the first has fewer bits (-1), more (1), or cannot be told from the second (0).
+
+    Several training seeds must agree.
+    """
+    signs = {np.sign(value) for value in test["by_seed"]}
+    return int(signs.pop()) if len(signs) == 1 and test["corrected_p"] < SIGNIFICANCE else 0
 
 
 def perplexity_grid(variants: Sequence[Json], names: tuple[str, str], named: Callable[[Json], tuple[str, str]]) -> Grid:
-    """Return the table of perplexities by length, with size and training.
+    """Return the table of perplexities by length, with size and training; `PERPLEXITY_NOTE` says how to read it.
 
     Args:
         variants: with their rows.
@@ -131,15 +209,46 @@ def perplexity_grid(variants: Sequence[Json], names: tuple[str, str], named: Cal
             f"{variant['tokens'][0]:,}",
             f"{len(variant['tokens'])}",
         )
-        cells = [_spread(row["perplexity"], 1) for row in variant["rows"]]
-        lines.append((*named(variant), *facts, *cells, _spread(variant["rows"][0]["bits_per_byte"], 3)))
+        cells = [_interval_text(row["perplexity"], 1) for row in variant["rows"]]
+        lines.append((*named(variant), *facts, *cells, _interval_text(variant["rows"][0]["bits_per_byte"], 3)))
     return Grid(head, tuple(lines))
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Write the mean over seeds with the smallest and the largest value."""
-    mean = sum(values) / len(values)
-    return f"{mean:.{digits}f} [{min(values):.{digits}f}–{max(values):.{digits}f}]"
+def _by_length(runs: Sequence[Json]) -> Iterator[tuple[Json, ...]]:
+    """Go through the lengths; of each the cells of all seeds."""
+    yield from zip(*(run["cells"] for run in runs), strict=True)
+
+
+def _losses_by_window(cells: Sequence[Json]) -> NDArray[np.float64]:
+    """Return nats per token, [S, windows]."""
+    return np.array([cell["loss_by_window"] for cell in cells])
+
+
+def _bits_by_window(cells: Sequence[Json]) -> NDArray[np.float64]:
+    """Return bits per byte, [S, windows]; of the mean number of bytes, so that their mean is that of all the text."""
+    per_nat = np.array([cell["bits_per_byte"] / cell["loss"]["mean"] for cell in cells])
+    return _losses_by_window(cells) * per_nat[:, None]
+
+
+def _exponential(interval: Interval) -> Json:
+    return {end: math.exp(value) for end, value in asdict(interval).items()}
+
+
+def _paired(length: int, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Json:
+    interval, p_value = crossed_bootstrap(ours - theirs)
+    by_seed = (ours - theirs).mean(axis=1).tolist()
+    return {"length": length, "difference": asdict(interval), "by_seed": by_seed, "p_value": p_value}
+
+
+def _difference_text(test: Json) -> str:
+    low, mean, high = (f"{test['difference'][end]:+.3f}" for end in ("low", "mean", "high"))
+    text = f"{mean} [{low}, {high}]"
+    return f"**{text}**" if test["corrected_p"] < SIGNIFICANCE else text
+
+
+def _interval_text(interval: Mapping[str, float], digits: int) -> str:
+    low, mean, high = (f"{interval[end]:.{digits}f}" for end in ("low", "mean", "high"))
+    return f"{mean} [{low}–{high}]"
 
 
 def _log(folder: Path) -> list[Json]:
