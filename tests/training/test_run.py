@@ -213,6 +213,15 @@ def test_a_cost_of_writing_is_logged_and_lowers_how_much_is_written(tiny: dict[s
     assert 0 < rates[1] < rates[0] - 0.05 < 1
 
 
+def test_a_cost_of_writing_counts_in_contexts_with_filler_only(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["data"]["lengths"] = [0]
+    tiny["model"]["kind"] = "lm2"
+    for cost in (0.0, 10.0):
+        tiny["model"]["lm2"] = LM2 | {"skip_gate": True, "write_cost": cost}
+        run(tiny, tmp_path / str(cost))
+    assert_same_weights(tmp_path / "0.0", tmp_path / "10.0")
+
+
 def test_minutes_end_a_run_cleanly(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["optimisation"].update(max_tokens=None, max_minutes=0.02)
     summary = run(tiny, tmp_path / "run")
