@@ -426,6 +426,7 @@ def test_the_logits_kept_are_those_of_the_columns_asked_for(keep):
         ({"num_slots": 0}, "num_slots must be at least 1"),
         ({"conv_size": -1}, r"conv_size must be at least 0 \(no convolution\), got -1"),
         ({"norm_eps": 0.0}, "norm_eps must be above 0, got 0.0"),
+        ({"initial_output": -1.0}, "initial_output must be at least 0, got -1.0"),
         ({"capacity": 0.0}, "capacity must be above 0"),
         ({"capacity": -1}, "capacity must be above 0"),
         ({"balance_loss": "local"}, "balance_loss must be one of global, layer, got 'local'"),

@@ -128,6 +128,8 @@ class MemoryLayer(nn.Module):
         num_projections: sets of projections to keys, values and gates, one per memory; None = one for all tokens.
         norm_eps: what the norm of the output adds to the mean square before its root, above 0.
         output_gate: False leaves out the output gate of a layer that is published with one.
+        initial_output: what the output projection's initial weights are multiplied by; 0 = a fresh layer adds nothing
+            to the residual stream.
         settings: hyper-parameters of the rule.
 
     Raises:
@@ -149,6 +151,7 @@ class MemoryLayer(nn.Module):
         num_projections: int | None = None,
         norm_eps: float = NORM_EPS,
         output_gate: bool = True,
+        initial_output: float = 1.0,
         **settings: int | float | str,
     ) -> None:
         super().__init__()
@@ -162,7 +165,7 @@ class MemoryLayer(nn.Module):
         if not output_gate:
             self.conventions = do = replace(do, output_gate=None)
         self.hidden_size = hidden_size
-        self.norm_eps = norm_eps
+        self.norm_eps, self.initial_output = norm_eps, initial_output
         self._check_sizes(layer_index, num_layers, conv_size)
 
         keys, values = head_dim if do.shared_qk else num_heads * head_dim, num_heads * self.value_dim
@@ -204,11 +207,12 @@ class MemoryLayer(nn.Module):
         """Return every parameter with its initial value; a model's `_init_weights` copies them in.
 
         Projections are normal with standard deviation 1/sqrt(fan in), so that what a layer adds to the residual stream
-        is of the size of its normalised output, whatever the widths and the depth.
+        is of the size of its normalised output, whatever the widths and the depth; times `initial_output`.
         """
         values: InitialValues = []
-        for linear in (self.q_proj, self.k_proj, self.v_proj, self.output_gate, self.o_proj):
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.output_gate):
             values += [] if linear is None else linear.initial_values()
+        values += [(weight, self.initial_output * value) for weight, value in self.o_proj.initial_values()]
         values += [] if self.conv is None else self.conv.initial_values()
         for gate in self.gates.values():
             assert isinstance(gate, Gate)

@@ -72,6 +72,8 @@ class MixtureOfMemories(MemoryLayer):
         form: form of the rule that runs, "auto" for the fastest.
         norm_eps: what the norm of the output adds to the mean square before its root, above 0.
         output_gate: False leaves out the output gate of a layer that is published with one.
+        initial_output: what the output projection's initial weights are multiplied by; 0 = a fresh layer adds nothing
+            to the residual stream.
         settings: hyper-parameters of the rule.
 
     Raises:
@@ -98,6 +100,7 @@ class MixtureOfMemories(MemoryLayer):
         form: str = "auto",
         norm_eps: float = NORM_EPS,
         output_gate: bool = True,
+        initial_output: float = 1.0,
         **settings: int | float | str,
     ) -> None:
         check_routing(num_memories, top_k, capacity, dispatch)
@@ -116,6 +119,7 @@ class MixtureOfMemories(MemoryLayer):
             None if single_kv_proj else total,
             norm_eps,
             output_gate,
+            initial_output,
             **settings,
         )
         self.num_memories, self.shared_memory, self.total = num_memories, shared_memory, total

@@ -247,6 +247,7 @@ def _memory_layer(config: MoMConfig, layer_type: str, index: int) -> LinearMemor
         "form": config.form,
         "norm_eps": config.norm_eps,
         "output_gate": config.output_gate,
+        "initial_output": config.initial_output,
         **(config.rule_options or {}),
     }
     if layer_type == "memory":
