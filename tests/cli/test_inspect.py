@@ -107,7 +107,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Save a random MoM, a random RMT and a random Llama without a memory; return their folders."""
     tokenizer = tiny_tokenizer()
     base = tiny_llama(tokenizer)
-    mixture = mnemon.MoMConfig(base_config=base, num_memories=3, top_k=2, num_heads=2, head_dim=8)
+    mixture = mnemon.MoMConfig(base_config=base, num_memories=3, top_k=2, num_heads=2, head_dim=8, initial_output=1)
     recurrent = mnemon.RMTConfig(base_config=base, num_memory_tokens=3, segment_length=8)
     built = {
         "mom": lambda: mnemon.MoMForCausalLM(mixture),

@@ -40,7 +40,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "other": lambda: mnemon.LM2ForCausalLM(mnemon.LM2Config(**lm2, attention_span=32, attention_sinks=2)),
         "spanless": lambda: mnemon.LM2ForCausalLM(mnemon.LM2Config(**lm2)),
         "no-memory": lambda: mnemon.LM2ForCausalLM(mnemon.LM2Config(**lm2, memory_layers=[])),
-        "mom": lambda: mnemon.MoMForCausalLM(mnemon.MoMConfig(base_config=base, num_heads=2, head_dim=8)),
+        "mom": lambda: mnemon.MoMForCausalLM(
+            mnemon.MoMConfig(base_config=base, num_heads=2, head_dim=8, initial_output=1)
+        ),
         "rmt": lambda: mnemon.RMTForCausalLM(mnemon.RMTConfig(base_config=base, segment_length=16)),
         "plain": lambda: LlamaForCausalLM(base),
     }

@@ -30,8 +30,8 @@ def mistral_config() -> MistralConfig:
 
 
 def mom_config(base_config: PreTrainedConfig | None = None, **options: Any) -> MoMConfig:
-    """Three memories of which a token goes to two, and the shared one; small heads."""
-    sizes: dict[str, Any] = {"num_memories": 3, "top_k": 2, "num_heads": 2, "head_dim": 8}
+    """Three memories of which a token goes to two, and the shared one; small heads. Fresh memories are heard."""
+    sizes: dict[str, Any] = {"num_memories": 3, "top_k": 2, "num_heads": 2, "head_dim": 8, "initial_output": 1.0}
     return MoMConfig(base_config=llama_config() if base_config is None else base_config, **(sizes | options))
 
 

@@ -341,7 +341,7 @@ def our_model(folder: Path, *, base: dict[str, Any] | None = None, **options: An
         "rms_norm_eps": 1e-5,
     }  # fmt: skip
     base_config = LlamaConfig(**sizes | (base or {}))
-    sizes = {"num_heads": 2, "head_dim": 6, "value_dim": 9, "num_memories": 3}
+    sizes = {"num_heads": 2, "head_dim": 6, "value_dim": 9, "num_memories": 3, "initial_output": 1.0}
     model = mnemon.MoMForCausalLM(mnemon.MoMConfig(base_config=base_config, **sizes | options))
     model.save_pretrained(folder)
     return folder

@@ -58,6 +58,22 @@ def test_the_papers_models_have_the_papers_sizes(hidden, feed_forward, tied, tot
     assert model.num_active_parameters() / 1e6 == pytest.approx(active, rel=1e-4)
 
 
+def test_a_fresh_memory_adds_nothing_and_learns_from_the_first_step_on():
+    ids = tokens(2, 9)
+    models = {scale: mom(initial_output=scale) for scale in (0.0, 0.5, 1.0)}
+    outputs = {
+        scale: [parameter for name, parameter in model.named_parameters() if "o_proj" in name and "layer." in name]
+        for scale, model in models.items()
+    }
+    assert len(outputs[0.0]) == 3
+    for silent, half, full in zip(*outputs.values(), strict=True):
+        assert not silent.any()
+        torch.testing.assert_close(half, 0.5 * full)
+    models[0.0](ids, labels=ids).loss.backward()
+    assert all(parameter.grad.any() for parameter in outputs[0.0])
+    assert MoMConfig(base_config=llama_config()).initial_output == 0
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"top_k": 3}, {"single_kv_proj": True}, {"layer_types": ["memory"] * 3}, MIXED, {"rule": "mamba2"}],
     ids=str,

@@ -31,7 +31,8 @@ def test_every_option_of_the_recipe_reaches_the_model(mom: dict[str, Any]) -> No
     options = {
         "rule": "gla", "num_memories": 5, "top_k": 1, "shared_memory": False, "num_heads": 3, "head_dim": 6,
         "value_dim": 10, "conv_size": 2, "single_kv_proj": True, "capacity": 0.5, "balance_loss": "layer",
-        "balance_weight": 0.5, "norm_eps": 1e-3, "output_gate": False, "initial_output": 0.5, "dispatch": "dense", "form": "recurrent",
+        "balance_weight": 0.5, "norm_eps": 1e-3, "output_gate": False, "dispatch": "dense", "form": "recurrent",
+        "initial_output": 0.5,
     }  # fmt: skip
     mom["model"]["mom"] = options
     model = build_model(check_recipe(mom), 420)

@@ -33,9 +33,9 @@ class MoMConfig(CompositeConfig):
         conv_size: tokens the short convolution sees, 0 = no convolution.
         norm_eps: what the norm of a memory's output adds to the mean square before its root.
         output_gate: False leaves out the output gate of a layer that is published with one.
-        initial_output: what the initial weights of the memories' output projections are multiplied by. 1 = what a fresh
-            memory adds is of the size of its normalised output, which drowns small initial embeddings; 0 = a fresh
-            memory adds nothing.
+        initial_output: what the initial weights of the memories' output projections are multiplied by. 0 = a fresh
+            memory adds nothing to the residual stream; 1 = as much as its normalised output, beside which embeddings
+            of a usual `initializer_range` are small.
         num_slots: slots of a rule with slots; None = `head_dim`.
         single_kv_proj: one projection to keys, values and gates for all memories of a layer, instead of one for each.
         capacity: largest share of a sequence's tokens that a routed memory takes; None = all that come.
@@ -67,7 +67,7 @@ class MoMConfig(CompositeConfig):
     conv_size: int = 4
     norm_eps: float = 1e-5
     output_gate: bool = True
-    initial_output: float | int = 1.0
+    initial_output: float | int = 0.0
     num_slots: int | None = None
     single_kv_proj: bool = False
     capacity: float | int | None = None

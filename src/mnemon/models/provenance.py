@@ -33,7 +33,8 @@ _FINGERPRINTS: "weakref.WeakKeyDictionary[nn.Module, tuple[Stamp, str]]" = weakr
 _PASSING = frozenset(
     "_name_or_path transformers_version architectures dtype torch_dtype use_cache _attn_implementation _commit_hash "
     "_attn_implementation_internal attn_implementation bos_token_id eos_token_id pad_token_id initializer_range "
-    "initial_output id2label label2id num_labels problem_type tokenizer_class output_attentions output_hidden_states".split()
+    "initial_output id2label label2id num_labels problem_type tokenizer_class output_attentions "
+    "output_hidden_states".split()
 )
 
 # Options that configurations have gained since memories are saved: at their default they say nothing, so that a memory

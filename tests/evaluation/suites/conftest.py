@@ -14,7 +14,8 @@ from mnemon.models.modeling_mom import MoMForCausalLM
 @pytest.fixture(scope="session")
 def mom(plain: Any) -> Any:
     torch.manual_seed(3)
-    config = MoMConfig(base_config=plain.config, num_memories=3, top_k=2, num_heads=2, head_dim=8, capacity=0.6)
+    sizes = {"num_memories": 3, "top_k": 2, "num_heads": 2, "head_dim": 8}
+    config = MoMConfig(base_config=plain.config, capacity=0.6, initial_output=1.0, **sizes)
     return MoMForCausalLM(config).eval()
 
 
