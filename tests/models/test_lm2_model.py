@@ -49,6 +49,18 @@ def test_every_option_changes_the_result(options):
     )
 
 
+def test_a_fresh_memory_can_begin_by_adding_nothing_and_learns_from_the_first_step_on():
+    ids = tokens(2, 2 * SEGMENT)
+    silent, half, full = (lm2(llama_config(), initial_output=scale) for scale in (0.0, 0.5, 1.0))
+    for quiet, medium, loud in zip(silent.banks, half.banks, full.banks, strict=True):
+        assert not quiet.output.weight.any()
+        assert torch.equal(medium.output.weight, 0.5 * loud.output.weight)
+        assert torch.equal(medium.read_query.weight, loud.read_query.weight)
+    assert torch.equal(silent(ids).logits, silent(ids, knock_out_memory=True).logits)
+    silent(ids, labels=ids).loss.backward()
+    assert all(bank.output.weight.grad.any() for bank in silent.banks)
+
+
 def test_bptt_segments_cuts_the_gradient_and_nothing_else():
     ids = tokens(1, 4 * SEGMENT)
     whole, cut = lm2(llama_config()), lm2(llama_config(), bptt_segments=1)
@@ -293,6 +305,7 @@ def test_bfloat16_models_keep_bank_and_statistics_in_float32():
         ({"memory_layers": [7]}, "blocks 0 to 2"),
         ({"memory_layers": [1, 1]}, "twice"),
         ({"bptt_segments": 0}, "bptt_segments must be at least 1"),
+        ({"initial_output": -0.5}, "initial_output must be at least 0, got -0.5"),
         ({"attention_sinks": 4}, "needs an attention_span"),
         ({"attention_sinks": -1}, "attention_sinks must be at least 0"),
         ({"num_slotz": 4}, "did you mean num_slots"),

@@ -172,6 +172,8 @@ class MemoryBank(nn.Module):
         write_conv: tokens that a causal convolution over the written keys and values sees, none beyond the segment's
             first; 0 = no convolution.
         read_top_k: number of slots a token may read per head, None = all.
+        initial_output: what the output projection's initial weights are multiplied by; 0 = a fresh memory adds nothing
+            to the residual stream.
         norm_eps: epsilon of the memory's own RMS norm.
     """
 
@@ -190,6 +192,7 @@ class MemoryBank(nn.Module):
         write_query: str = "both",
         write_conv: int = 0,
         read_top_k: int | None = None,
+        initial_output: float = 1.0,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
@@ -204,6 +207,7 @@ class MemoryBank(nn.Module):
         self.forget_bias = _logit(1 - (1 - retention) / takes_part, gate_stretch)
         self.skip_bias = _logit(takes_part, gate_stretch) if skip_gate else None
         self.read_top_k = read_top_k
+        self.initial_output = initial_output
         self.norm_eps = norm_eps
         self.read_query = BankProjection(hidden_size, slot_dim, bias=False)
         self.read_key = BankProjection(slot_dim, slot_dim, bias=False)
@@ -233,8 +237,9 @@ class MemoryBank(nn.Module):
     def initial_values(self) -> list[tuple[Tensor, Tensor]]:
         """Return parameters and slot keys with their initial values; the model's `_init_weights` copies them in.
 
-        Projections are normal with standard deviation 1/sqrt(fan in). The gate projections start at zero, so that at
-        initialisation every forget gate is the same number and `retention` means what it says.
+        Projections are normal with standard deviation 1/sqrt(fan in), the output's times `initial_output`. The gate
+        projections start at zero, so that at initialisation every forget gate is the same number and `retention` means
+        what it says.
         """
         values: list[tuple[Tensor, Tensor]] = [(self.write_norm, torch.ones_like(self.write_norm))]
         for linear in (
@@ -242,7 +247,8 @@ class MemoryBank(nn.Module):
             self.write_query, self.write_key, self.write_value,
         ):  # fmt: skip
             if linear is not None:
-                values.append((linear.weight, torch.randn_like(linear.weight) / math.sqrt(linear.in_features)))
+                value = torch.randn_like(linear.weight) / math.sqrt(linear.in_features)
+                values.append((linear.weight, self.initial_output * value if linear is self.output else value))
         if self.write_conv is not None:
             values += self.write_conv.initial_values()
         for gate, bias in (

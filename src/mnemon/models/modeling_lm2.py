@@ -114,6 +114,7 @@ class LM2ForCausalLM(MemoryModel):
                     write_query=config.write_query,
                     write_conv=config.write_conv,
                     read_top_k=config.read_top_k,
+                    initial_output=config.initial_output,
                 )
                 for index in indices
             }
