@@ -71,7 +71,13 @@ def test_a_fresh_memory_adds_nothing_and_learns_from_the_first_step_on():
         torch.testing.assert_close(half, 0.5 * full)
     models[0.0](ids, labels=ids).loss.backward()
     assert all(parameter.grad.any() for parameter in outputs[0.0])
-    assert MoMConfig(base_config=llama_config()).initial_output == 0
+
+
+def test_by_default_a_fresh_memory_adds_about_as_much_as_an_embedding_has():
+    base = llama_config(hidden_size=64, initializer_range=0.05)
+    found = MoMForCausalLM(MoMConfig(base_config=base, num_heads=2, head_dim=32)).base.model.layers
+    for layer in found:
+        assert layer.self_attn.layer.o_proj.weight.std().item() * 8 == pytest.approx(0.05, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +448,7 @@ def test_the_logits_kept_are_those_of_the_columns_asked_for(keep):
         ({"num_slots": 0}, "num_slots must be at least 1"),
         ({"conv_size": -1}, r"conv_size must be at least 0 \(no convolution\), got -1"),
         ({"norm_eps": 0.0}, "norm_eps must be above 0, got 0.0"),
-        ({"initial_output": -1.0}, "initial_output must be at least 0, got -1.0"),
+        ({"initial_output": -1.0}, "initial_output must be at least 0, or null, got -1.0"),
         ({"capacity": 0.0}, "capacity must be above 0"),
         ({"capacity": -1}, "capacity must be above 0"),
         ({"balance_loss": "local"}, "balance_loss must be one of global, layer, got 'local'"),

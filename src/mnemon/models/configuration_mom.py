@@ -33,9 +33,9 @@ class MoMConfig(CompositeConfig):
         conv_size: tokens the short convolution sees, 0 = no convolution.
         norm_eps: what the norm of a memory's output adds to the mean square before its root.
         output_gate: False leaves out the output gate of a layer that is published with one.
-        initial_output: what the initial weights of the memories' output projections are multiplied by. 0 = a fresh
-            memory adds nothing to the residual stream; 1 = as much as its normalised output, beside which embeddings
-            of a usual `initializer_range` are small.
+        initial_output: what the initial weights of the memories' output projections are multiplied by: 1 = a fresh
+            memory adds as much as its normalised output, which drowns embeddings of a usual size, 0 = nothing; None =
+            the decoder's `initializer_range`, about as much as an embedding has.
         num_slots: slots of a rule with slots; None = `head_dim`.
         single_kv_proj: one projection to keys, values and gates for all memories of a layer, instead of one for each.
         capacity: largest share of a sequence's tokens that a routed memory takes; None = all that come.
@@ -67,7 +67,7 @@ class MoMConfig(CompositeConfig):
     conv_size: int = 4
     norm_eps: float = 1e-5
     output_gate: bool = True
-    initial_output: float | int = 0.0
+    initial_output: float | int | None = None
     num_slots: int | None = None
     single_kv_proj: bool = False
     capacity: float | int | None = None
@@ -86,8 +86,8 @@ class MoMConfig(CompositeConfig):
             raise ConfigError(f"conv_size must be at least 0 (no convolution), got {self.conv_size}")
         if not self.norm_eps > 0:
             raise ConfigError(f"norm_eps must be above 0, got {self.norm_eps}")
-        if self.initial_output < 0:
-            raise ConfigError(f"initial_output must be at least 0, got {self.initial_output}")
+        if self.initial_output is not None and self.initial_output < 0:
+            raise ConfigError(f"initial_output must be at least 0, or null, got {self.initial_output}")
         if self.balance_loss not in BALANCES:
             raise ConfigError(f"balance_loss must be one of {', '.join(BALANCES)}, got {self.balance_loss!r}")
         if self.balance_weight < 0:

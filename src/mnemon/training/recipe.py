@@ -61,7 +61,7 @@ class MoMOptions(Section):
     rule_options: dict[str, int | float | str] | None = None
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     output_gate: bool = True
-    initial_output: Annotated[float, Field(ge=0)] = 0.0
+    initial_output: Annotated[float, Field(ge=0)] | None = None
     form: str = "auto"
     dispatch: str = "auto"
     blocks_path: str | None = None
