@@ -211,6 +211,12 @@ def test_an_option_that_is_new_and_used_changes_the_fingerprint():
         assert _described(lm2(llama_config(), **{name: value}).config)["own"][name] == value
 
 
+def test_how_a_memory_began_says_nothing_about_the_model():
+    for build in (lm2, lambda config, **options: mom(config, **options)):
+        first, second = (build(llama_config(), initial_output=scale).config for scale in (0.0, 1.0))
+        assert _described(first) == _described(second)
+
+
 def test_moving_a_model_keeps_its_memories_valid():
     model = BUILDERS["lm2"]()
     state = model.memorize(IDS)

@@ -233,7 +233,7 @@ def _described(config: Any) -> Any:
 
 def _counts(config: PreTrainedConfig, field: Field[Any]) -> bool:
     """Say whether a field is of our configurations, not of the library's own, and says something."""
-    if field.name in _GAINED and getattr(config, field.name) == field.default:
+    if field.name in _PASSING or (field.name in _GAINED and getattr(config, field.name) == field.default):
         return False
     ours = (cls for cls in type(config).__mro__ if cls.__module__.startswith("mnemon."))
     return field.name != "base_config" and any(field.name in inspect.get_annotations(cls) for cls in ours)
