@@ -227,7 +227,7 @@ class AnswerTrainer(Trainer):
         loss: torch.Tensor = losses / num_items_in_batch
         if everything:
             loss = loss + self._context_loss(logits, inputs)
-        return (loss + self._balance_loss(outputs) + self._write_loss(outputs, inputs["stage"])) * self.processes.count
+        return (loss + self._balance_loss(outputs) + self._write_loss(outputs, inputs)) * self.processes.count
 
     def _extras_wanted(self) -> dict[str, bool]:
         """Ask a model that knows how for its routing, and in the steps that are logged for its diagnostics."""
@@ -248,7 +248,7 @@ class AnswerTrainer(Trainer):
     def _write_cost(self) -> float:
         return float(getattr(self.network, "write_cost", 0.0))
 
-    def _write_loss(self, outputs: Any, stage: int) -> torch.Tensor | float:
+    def _write_loss(self, outputs: Any, inputs: Batch) -> torch.Tensor | float:
         """Return this process's part of what writing adds to the loss, and note how much is written.
 
         Contexts of facts alone have nothing to pass by: there a cost would close the gates before anything is learned,
@@ -258,7 +258,7 @@ class AnswerTrainer(Trainer):
         if rate is None:
             return 0.0
         self.window.note({"write_rate": rate})
-        if self.recipe.data.stages[stage].length == 0:
+        if self.recipe.data.stages[inputs["stage"]].length == 0:
             return 0.0
         shares = self.args.gradient_accumulation_steps * self.processes.count
         return cast(torch.Tensor, self._write_cost * rate / shares)
