@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 import mnemon
 from mnemon.data.mqar import MqarSettings
 from mnemon.evaluation.paired import PairedScores
+from mnemon.evaluation.tables import p_text
 from mnemon.metrics.mqar import held_out_samples, queries_right
 from mnemon.training.recipe_io import load_recipe
 from mnemon.training.run import train
@@ -63,8 +64,8 @@ def main() -> None:
         for rule in RULES:
             found = compared.estimate(rule, column)
             cells.append(f"{100 * found.mean:6.1f} % [{100 * found.low:5.1f}, {100 * found.high:5.1f}]")
-        p = compared.test(*RULES, column).corrected_p
-        print(f"{column[0]:6} {column[1]:6}  " + "  ".join(cells) + f"   {p:.3f}")
+        p = p_text(compared.test(*RULES, column).corrected_p)
+        print(f"{column[0]:6} {column[1]:6}  " + "  ".join(cells) + f"   {p}")
     print(f"\n{SAMPLES} samples per line, 95 % intervals, one training seed: more seeds belong to a study.")
 
 

@@ -101,7 +101,9 @@ def use_it_in_a_model() -> None:
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     set_seed(0)
-    model = mnemon.MoMForCausalLM(mnemon.MoMConfig(base_config=base, rule=RULE.name, num_heads=2, head_dim=32)).eval()
+    # A fresh memory adds little by default; here it is to be heard, so that the comparison below says something.
+    config = mnemon.MoMConfig(base_config=base, rule=RULE.name, num_heads=2, head_dim=32, initial_output=1.0)
+    model = mnemon.MoMForCausalLM(config).eval()
     tokens = torch.randint(64, (1, 100), generator=torch.Generator().manual_seed(1))
     first = model(tokens[:, :45], use_cache=True)
     second = model(tokens[:, 45:], past_key_values=first.past_key_values, use_cache=True)

@@ -18,9 +18,9 @@ from mnemon.evaluation.comparison import check_same_samples
 from mnemon.evaluation.paired import SIGNIFICANCE, compare_scores, mean_interval
 from mnemon.evaluation.results import BabilongResult
 from mnemon.evaluation.samples import parse_length
-from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid, p_text
 from mnemon.metrics.intervals import within
+from mnemon.studies.comparisons import add_corrected
 from mnemon.studies.study import Json
 
 Marks = NDArray[np.float64]
@@ -97,8 +97,7 @@ def compare_with(answers: Answers, label: str) -> list[Json]:
                 continue
             ours, theirs = answers.marks(label, length), answers.marks(other, length)
             found.append({"length": length, "against": other, **paired(ours, theirs)})
-    for test, corrected in zip(found, holm([test["p_value"] for test in found]), strict=True):
-        test["corrected_p"] = corrected
+    add_corrected(found)
     return found
 
 
@@ -124,8 +123,7 @@ def compare_beyond(answers: Answers, trained: int, pairs: Sequence[tuple[str, st
             ours, theirs = (_weighed(answers, label, lengths) for label in (first, second))
             means = [float(marks.mean()) for marks in (ours, theirs)]
             found.append({"first": first, "second": second, "lengths": lengths, "means": means, **paired(ours, theirs)})
-    for test, corrected in zip(found, holm([test["p_value"] for test in found]), strict=True):
-        test["corrected_p"] = corrected
+    add_corrected(found)
     return found
 
 

@@ -18,11 +18,11 @@ from mnemon.evaluation.checkpoints import load_spec
 from mnemon.evaluation.paired import SIGNIFICANCE, mean_interval
 from mnemon.evaluation.results import result_from_dict
 from mnemon.evaluation.samples import parse_length
-from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.suite import evaluate_models
 from mnemon.evaluation.tables import Grid
 from mnemon.studies.babilong_questions import suite_options
 from mnemon.studies.babilong_tables import Answers, Marks, accuracy_grid, model_rows, paired, texts_of
+from mnemon.studies.comparisons import add_corrected
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant, state_text
 from mnemon.training.data_sections import BabilongData
 from mnemon.training.recipe import Recipe
@@ -218,8 +218,7 @@ def _compare(answers: Answers) -> list[Json]:
     found: list[Json] = [
         {"variant": label, **paired(_all_marks(answers, label), ours)} for label in answers.labels if label != BASE
     ]
-    for test, corrected in zip(found, holm([test["p_value"] for test in found]), strict=True):
-        test["corrected_p"] = corrected
+    add_corrected(found)
     return found
 
 

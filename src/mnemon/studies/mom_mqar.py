@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from mnemon.evaluation.checkpoints import load_network_spec
 from mnemon.evaluation.paired import mean_interval
-from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid, p_text
-from mnemon.metrics.intervals import crossed_bootstrap, within
 from mnemon.metrics.mqar import held_out_samples, queries_right, recall_row
 from mnemon.ops import list_rules
 from mnemon.studies import memory_arms
+from mnemon.studies.comparisons import add_corrected, paired_difference
 from mnemon.studies.execution import read_json
 from mnemon.studies.memory_arms import ARMS, ATTENTION
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant, state_text
@@ -126,7 +125,7 @@ class MomMqar(Study):
         ]
         for other in ("single", "enlarged"):
             family = [comparison for comparison in comparisons if comparison["against"] == other]
-            _correct(family)
+            add_corrected(family)
             for comparison in family:
                 comparison["verdict"] = verdict(comparison)
         ablations = [
@@ -134,7 +133,7 @@ class MomMqar(Study):
             for variant in variants
             if variant["arm"] not in (*ARMS, ATTENTION) and (mixture := f"{(rule := variant['rule'])}.mom") in shares
         ]
-        _correct(ablations)
+        add_corrected(ablations)
         return {"comparisons": comparisons, "ablations": ablations}
 
     def body(self, results: Json) -> list[str]:
@@ -258,21 +257,8 @@ def _accuracy(shares: NDArray[np.float64]) -> Json:
 def _difference(rule: str, first: Sequence[NDArray[np.float64]], second: Sequence[NDArray[np.float64]]) -> Json:
     """Compare the shares of two variants, one array [S, N] per slice."""
     ours, theirs = np.concatenate(first, axis=1), np.concatenate(second, axis=1)
-    difference = ours - theirs
-    interval, p_value = crossed_bootstrap(difference)
-    return {
-        "rule": rule,
-        "accuracies": [float(ours.mean()), float(theirs.mean())],
-        "difference": asdict(within(interval, -1.0, 1.0)),
-        "by_seed": difference.mean(axis=1).tolist(),
-        "p_value": p_value,
-    }
-
-
-def _correct(family: Sequence[Json]) -> None:
-    """Correct the p values of comparisons that are read together (Holm)."""
-    for comparison, corrected in zip(family, holm([entry["p_value"] for entry in family]), strict=True):
-        comparison["corrected_p"] = corrected
+    accuracies = [float(ours.mean()), float(theirs.mean())]
+    return {"rule": rule, "accuracies": accuracies, **paired_difference(ours, theirs, bounds=(-1.0, 1.0))}
 
 
 def _comparison_grid(comparisons: Sequence[Json]) -> Grid:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from mnemon.evaluation.harness.published import PUBLISHED
 from mnemon.evaluation.paired import SIGNIFICANCE
-from mnemon.evaluation.statistics import holm
 from mnemon.evaluation.tables import Grid
 from mnemon.files import complete_folder, read_text
 from mnemon.metrics.intervals import Interval, crossed_bootstrap
 from mnemon.metrics.perplexity import FACTORS
+from mnemon.studies.comparisons import add_corrected, paired_difference
 from mnemon.studies.execution import read_json
 from mnemon.studies.study import Json, PlannedRun, Study, state_text
 from mnemon.training.build import build_tokenizer
@@ -131,15 +131,14 @@ def compare(variants: Sequence[Json], measures: Mapping[str, Sequence[Json]], pa
     found = []
     for pair in pairs:
         tests = [
-            _paired(row["length"], ours, theirs)
+            {"length": row["length"], **paired_difference(ours, theirs)}
             for row, ours, theirs in zip(rows[pair.first], bits[pair.first], bits[pair.second], strict=True)
         ]
         found.append({**pair.facts, "by_length": tests})
     for against in dict.fromkeys(entry["against"] for entry in found):
         families = [entry["by_length"] for entry in found if entry["against"] == against]
         for family in zip(*families, strict=True):
-            for test, corrected in zip(family, holm([test["p_value"] for test in family]), strict=True):
-                test["corrected_p"] = corrected
+            add_corrected(family)
     return found
 
 
@@ -232,12 +231,6 @@ def _bits_by_window(cells: Sequence[Json]) -> NDArray[np.float64]:
 
 def _exponential(interval: Interval) -> Json:
     return {end: math.exp(value) for end, value in asdict(interval).items()}
-
-
-def _paired(length: int, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Json:
-    interval, p_value = crossed_bootstrap(ours - theirs)
-    by_seed = (ours - theirs).mean(axis=1).tolist()
-    return {"length": length, "difference": asdict(interval), "by_seed": by_seed, "p_value": p_value}
 
 
 def _difference_text(test: Json) -> str:
