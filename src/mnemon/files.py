@@ -175,8 +175,8 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.upper()}; convert the file or name "
-            "its encoding"
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.upper()}; convert the file to UTF-8 "
+            "(such as by iconv -f latin1 -t utf-8), or name its encoding where the command has --encoding"
         ) from error
     return text.replace("\r\n", "\n")
 
