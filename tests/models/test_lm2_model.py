@@ -12,7 +12,9 @@ from transformers import (
     Gemma3Config,
     GPT2Config,
     MambaConfig,
+    OpenAIGPTConfig,
     T5Config,
+    TrOCRConfig,
     ViTConfig,
 )
 
@@ -325,6 +327,11 @@ def test_a_bad_configuration_is_refused_in_one_line(options, message):
         (T5Config(), "encoder-decoder"),
         (Gemma3Config(), "more than text"),
         (BloomConfig(n_layer=2, n_head=2, hidden_size=16, vocab_size=50), "cannot tell the positions"),
+        (
+            TrOCRConfig(decoder_layers=2, decoder_attention_heads=2, d_model=16, decoder_ffn_dim=16, vocab_size=50),
+            "takes no position_ids",
+        ),
+        (OpenAIGPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=50), "takes no past_key_values"),
         (MambaConfig(num_hidden_layers=2, hidden_size=16, vocab_size=50), "state of a linear_attention block"),
         (GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, add_cross_attention=True), "encoder to attend to"),
         (llama_config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "dynamic"),
@@ -332,8 +339,8 @@ def test_a_bad_configuration_is_refused_in_one_line(options, message):
         ({"hidden_size": 3}, "needs the key model_type"),
         ({"model_type": "nothing"}, "base_config: "),
     ],
-    ids=["encoder-decoder", "multi-modal", "alibi", "mamba", "cross attention", "dynamic rope", "vision", "no type",
-         "unknown type"],
+    ids=["encoder-decoder", "multi-modal", "alibi", "own positions", "no cache", "mamba", "cross attention",
+         "dynamic rope", "vision", "no type", "unknown type"],
 )  # fmt: skip
 def test_a_decoder_that_cannot_take_a_memory_is_refused_with_the_reason(base_config, message):
     with pytest.raises(ConfigError, match=message) as caught:

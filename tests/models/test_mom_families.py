@@ -7,7 +7,15 @@ import torch
 from families import FAMILIES, LEARNED_POSITIONS, WINDOW, family
 from lm2_cases import tokens
 from mom_cases import mom, mom_config
-from transformers import AutoModelForCausalLM, BloomConfig, Gemma3Config, MambaConfig, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3Config,
+    MambaConfig,
+    OpenAIGPTConfig,
+    T5Config,
+    TrOCRConfig,
+)
 
 from mnemon.errors import ConfigError, ShapeError
 from mnemon.layers.linear_memory import LinearMemory
@@ -167,9 +175,14 @@ def test_learned_positions_end_with_their_table_also_where_nothing_attends():
         (T5Config(), "encoder-decoder"),
         (Gemma3Config(), "more than text"),
         (BloomConfig(n_layer=2, n_head=2, hidden_size=16, vocab_size=50), "cannot tell the positions"),
+        (
+            TrOCRConfig(decoder_layers=2, decoder_attention_heads=2, d_model=16, decoder_ffn_dim=16, vocab_size=50),
+            "takes no position_ids",
+        ),
+        (OpenAIGPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=50), "takes no past_key_values"),
         (MambaConfig(num_hidden_layers=2, hidden_size=16, vocab_size=50), "state of a linear_attention block"),
     ],
-    ids=["encoder-decoder", "multi-modal", "alibi", "mamba"],
+    ids=["encoder-decoder", "multi-modal", "alibi", "own positions", "no cache", "mamba"],
 )
 def test_a_decoder_whose_attention_cannot_be_replaced_is_refused_with_the_reason(base_config, message):
     with pytest.raises(ConfigError, match=message) as caught:

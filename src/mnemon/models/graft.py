@@ -7,6 +7,7 @@ add the memory term to the attention branch. What cannot be grafted is refused w
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +107,8 @@ def find_graft(base: PreTrainedModel, blocks_path: str | None = None, attention_
             continue
         window = sliding if layer_type == "sliding_attention" or all_sliding else None
         blocks.append(Block(module, "attention", _attention_of(module, attention_name), window))
+    if "past_key_values" not in inspect.signature(type(base).forward).parameters:
+        raise ConfigError(f"{type(base).__name__} takes no past_key_values, so it cannot be run over segments")
     return Graft(blocks, _learned_positions(base))
 
 
@@ -185,8 +188,12 @@ def _learned_positions(base: PreTrainedModel) -> int | None:
         return None
     tokens = base.get_input_embeddings()
     tables = [module for module in decoder.children() if isinstance(module, nn.Embedding) and module is not tokens]
-    if len(tables) == 1 and tables[0].num_embeddings >= config.max_position_embeddings:
-        return int(config.max_position_embeddings)
+    size = getattr(config, "max_position_embeddings", None)
+    if size is not None and len(tables) == 1 and tables[0].num_embeddings >= size:
+        if "position_ids" not in inspect.signature(type(base).forward).parameters:
+            # Such as TrOCR's decoder: it counts from what its cache says, which padding and other cuts do not follow.
+            raise ConfigError(f"{type(base).__name__} takes no position_ids; a memory needs to say where tokens stand")
+        return int(size)
     raise ConfigError(
         f"cannot tell the positions of {type(base).__name__}: looked in {type(decoder).__name__} for rotary "
         f"frequencies (a buffer inv_freq) or one table of learned positions, found {len(tables)} tables; a memory "
