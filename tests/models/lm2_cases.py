@@ -54,7 +54,8 @@ def lm2(base_config: PreTrainedConfig, seed: int = 0, **options: Any) -> LM2ForC
     Gate projections start at zero by design; here they are drawn at random so that the tests see them work.
     """
     torch.manual_seed(seed)
-    sizes = {"num_slots": 5, "slot_dim": 12, "num_memory_heads": 3, "segment_length": SEGMENT, "retention": 0.7}
+    sizes = {"num_slots": 5, "slot_dim": 12, "num_memory_heads": 3, "segment_length": SEGMENT, "retention": 0.7,
+             "initial_output": 1.0}  # fmt: skip
     model = LM2ForCausalLM(LM2Config(base_config=base_config, **(sizes | options)))
     with torch.no_grad():
         for bank in model.banks:

@@ -307,7 +307,7 @@ def test_bfloat16_models_keep_bank_and_statistics_in_float32():
         ({"memory_layers": [7]}, "blocks 0 to 2"),
         ({"memory_layers": [1, 1]}, "twice"),
         ({"bptt_segments": 0}, "bptt_segments must be at least 1"),
-        ({"initial_output": -0.5}, "initial_output must be at least 0, got -0.5"),
+        ({"initial_output": -0.5}, "initial_output must be at least 0, or null, got -0.5"),
         ({"attention_sinks": 4}, "needs an attention_span"),
         ({"attention_sinks": -1}, "attention_sinks must be at least 0"),
         ({"num_slotz": 4}, "did you mean num_slots"),

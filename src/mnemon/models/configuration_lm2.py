@@ -42,8 +42,9 @@ class LM2Config(CompositeConfig):
             it holds alone (the paper), "key" its key alone.
         write_conv: tokens that a causal convolution over the written keys and values sees; it starts anew with every
             segment, and begins as none. 0 = no convolution (the paper).
-        initial_output: what the initial weights of the memory's output projections are multiplied by; 0 = a fresh
-            memory adds nothing to the residual stream, as `from_base` has it in any case.
+        initial_output: what the initial weights of the memory's output projections are multiplied by: 1 = a fresh
+            memory adds about ten times what an embedding of a usual size has, 0 = nothing, as `from_base` has it in
+            any case; None = the decoder's `initializer_range`, about as much as an embedding has.
         bptt_segments: segments that gradients flow through; None = all.
         blocks_path: where the decoder's blocks are, as a dotted path such as `model.layers`; None = found by structure.
         attention_name: name of the attention inside a block, such as `self_attn`; None = found by structure.
@@ -69,7 +70,7 @@ class LM2Config(CompositeConfig):
     coupled_gates: bool = False
     write_query: str = "both"
     write_conv: int = 0
-    initial_output: float | int = 1.0
+    initial_output: float | int | None = None
     bptt_segments: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -105,8 +106,8 @@ class LM2Config(CompositeConfig):
             raise ConfigError(f"write_query must be one of {', '.join(WRITE_QUERIES)}, got {self.write_query!r}")
         if self.write_conv < 0 or self.write_conv == 1:
             raise ConfigError(f"write_conv must be 0 (no convolution) or at least 2 tokens, got {self.write_conv}")
-        if self.initial_output < 0:
-            raise ConfigError(f"initial_output must be at least 0, got {self.initial_output}")
+        if self.initial_output is not None and self.initial_output < 0:
+            raise ConfigError(f"initial_output must be at least 0, or null, got {self.initial_output}")
         if not 0.0 < self.retention < 1.0:
             raise ConfigError(f"retention must lie strictly between 0 and 1, got {self.retention}")
         if not 0.0 <= self.gate_stretch < 1.0:

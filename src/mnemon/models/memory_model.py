@@ -17,12 +17,16 @@ from mnemon.layers.associative_memory import AssociativeMemory
 from mnemon.layers.memory_bank import MemoryBank
 from mnemon.layers.memory_layer import MemoryLayer
 from mnemon.models.composite_config import CompositeConfig
+from mnemon.models.configuration_lm2 import LM2Config
+from mnemon.models.configuration_mom import MoMConfig
 from mnemon.models.graft import Block
 from mnemon.models.pending import Backlog, as_batch
 from mnemon.models.provenance import Origin, check_origin
 from mnemon.models.segmented_decoder import SegmentedDecoder, evaluating
 from mnemon.models.segments import ColumnCollector, SegmentCall, count_calls, gather_columns, host_mask, plan_calls
 from mnemon.models.state import MemoryCache, MemoryState
+
+_INITIALIZER_RANGE = 0.02  # the usual one, for a decoder whose configuration has none
 
 
 class SegmentRunner(Protocol):
@@ -420,6 +424,16 @@ def initialise(memory: MemoryBank | MemoryLayer | AssociativeMemory) -> None:
         return
     for parameter, value in memory.initial_values():
         init.copy_(parameter, value)
+
+
+def fresh_output_scale(config: LM2Config | MoMConfig) -> float:
+    """Return what a fresh memory's output projections are multiplied by: `initial_output`, None = `initializer_range`.
+
+    What a memory answers is then about as large as an embedding, and does not drown the token.
+    """
+    if config.initial_output is not None:
+        return float(config.initial_output)
+    return float(getattr(config.base_config, "initializer_range", None) or _INITIALIZER_RANGE)
 
 
 def new_base(config: CompositeConfig) -> PreTrainedModel:

@@ -26,7 +26,7 @@ from mnemon.models.adapter import load_adapter, save_adapter
 from mnemon.models.base_model import BaseReference, as_base, describe, freeze
 from mnemon.models.configuration_lm2 import LM2Config
 from mnemon.models.graft import memory_blocks
-from mnemon.models.memory_model import MemoryModel, initialise, new_base
+from mnemon.models.memory_model import MemoryModel, fresh_output_scale, initialise, new_base
 from mnemon.models.memory_segments import MemorySegments
 from mnemon.models.modeling_mom import MoMForCausalLM
 from mnemon.models.segmented_decoder import SegmentedDecoder, joined_statistics
@@ -114,7 +114,7 @@ class LM2ForCausalLM(MemoryModel):
                     write_query=config.write_query,
                     write_conv=config.write_conv,
                     read_top_k=config.read_top_k,
-                    initial_output=config.initial_output,
+                    initial_output=fresh_output_scale(config),
                 )
                 for index in indices
             }

@@ -22,7 +22,7 @@ from mnemon.layers.routing import Balance, RoutingStatistics, balance_loss, load
 from mnemon.models.configuration_mom import MoMConfig
 from mnemon.models.graft import Block, Graft, find_graft
 from mnemon.models.memory_mixer import MemoryMixer
-from mnemon.models.memory_model import MemoryModel, initialise, new_base
+from mnemon.models.memory_model import MemoryModel, fresh_output_scale, initialise, new_base
 from mnemon.models.parameters import active_parameters
 from mnemon.models.segmented_decoder import SegmentedDecoder, joined_statistics
 from mnemon.models.segments import ColumnCollector, count_calls, gather_columns, plan_calls
@@ -31,7 +31,6 @@ from mnemon.models.state import MemoryCache, MemoryState
 _CALL_LENGTH = 4096  # tokens per row that are read at once where no gradient is wanted: activations stay bounded
 _BLOCK_LENGTH = 512  # divides the above, so that a block is one call
 _ENDLESS = 2**40
-_INITIALIZER_RANGE = 0.02  # the usual one, for a decoder whose configuration has none
 
 
 @dataclass
@@ -234,13 +233,6 @@ def _replace_attention(base: PreTrainedModel, config: MoMConfig) -> Graft:
     return Graft(blocks, graft.learned_positions)
 
 
-def _initial_output(config: MoMConfig) -> float:
-    """Return what the initial output projections are multiplied by; by default embeddings and memories are alike."""
-    if config.initial_output is not None:
-        return config.initial_output
-    return float(getattr(config.base_config, "initializer_range", None) or _INITIALIZER_RANGE)
-
-
 def _memory_layer(config: MoMConfig, layer_type: str, index: int) -> LinearMemory | MixtureOfMemories:
     sizes: dict[str, Any] = {
         "hidden_size": config.hidden_size,
@@ -255,7 +247,7 @@ def _memory_layer(config: MoMConfig, layer_type: str, index: int) -> LinearMemor
         "form": config.form,
         "norm_eps": config.norm_eps,
         "output_gate": config.output_gate,
-        "initial_output": _initial_output(config),
+        "initial_output": fresh_output_scale(config),
         **(config.rule_options or {}),
     }
     if layer_type == "memory":

@@ -143,13 +143,14 @@ def differences_to(base: str, comparisons: Sequence[Json]) -> Plot:
 
 def loss_curves(variants: Sequence[Json]) -> Plot:
     """Draw the training loss over the tokens read, mean over seeds, a panel per rule and a line per arm."""
-    title = "Training loss over the tokens read"
+    title = "Training loss over the tokens read, from a fifth of them on"
     with _panels(variants, "tokens read, millions", "loss, nats per token") as (figure, panels):
         for axes, shown in panels:
             for variant in shown:
                 look = {**_LOOK[variant["arm"]], "marker": None}
                 tokens = [tokens / 1e6 for tokens, _ in variant["curve"]]
                 axes.plot(tokens, [loss for _, loss in variant["curve"]], label=variant["arm"], linewidth=1.2, **look)
+            axes.set_ylim(*_late_losses(variants))
         _legend(figure)
         return finish(figure, "loss-curves", title)
 
@@ -168,10 +169,18 @@ def loss_lines(variants: Sequence[Json], what: str) -> Plot:
             tokens, losses = zip(*variant["curve"], strict=True)
             look = {**series_style(number), "marker": None}
             axes.plot([count / 1e6 for count in tokens], losses, label=variant["arm"], linewidth=1.2, **look)
+        axes.set_ylim(*_late_losses(variants))
         axes.set_xlabel("tokens read, millions")
         axes.set_ylabel("loss, nats per token")
         axes.legend(title=what, frameon=False)
-        return finish(figure, "loss-curves", "Training loss over the tokens read")
+        return finish(figure, "loss-curves", "Training loss over the tokens read, from a fifth of them on")
+
+
+def _late_losses(variants: Sequence[Json]) -> tuple[float, float]:
+    """Return the range of the losses after the first fifth of the tokens, where curves differ: all begin alike."""
+    late = [loss for variant in variants for tokens, loss in variant["curve"] if tokens > variant["curve"][-1][0] / 5]
+    margin = 0.05 * (max(late) - min(late)) or 0.1
+    return min(late) - margin, max(late) + margin
 
 
 def perplexity_over_blocks(variants: Sequence[Json]) -> Plot:

@@ -34,7 +34,7 @@ class LM2Options(Section):
     coupled_gates: bool = False
     write_query: Literal["both", "bank", "key"] = "both"
     write_conv: Annotated[int, Field(ge=0)] = 0
-    initial_output: Annotated[float, Field(ge=0)] = 1.0
+    initial_output: Annotated[float, Field(ge=0)] | None = None
     bptt_segments: Positive | None = None
     blocks_path: str | None = None
     attention_name: str | None = None
