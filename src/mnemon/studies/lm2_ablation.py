@@ -163,6 +163,8 @@ def _memory_changes(base: Recipe) -> _Changes:
         "query.key": ("slots ask by their fixed keys alone", ("model.lm2.write_query=key",)),
         "write.convolution": ("a convolution of 4 tokens over what is written", ("model.lm2.write_conv=4",)),
         "output.silent": ("a fresh memory adds nothing", ("model.lm2.initial_output=0.0",)),
+        "output.soft": ("a fresh memory adds as much as an embedding", ("model.lm2.initial_output=null",)),
+        "output.loud": ("a fresh memory adds much more than an embedding", ("model.lm2.initial_output=1.0",)),
         "slots.half": (f"{slots // 2} slots", (f"model.lm2.num_slots={slots // 2}",)),
         "slots.double": (f"{2 * slots} slots", (f"model.lm2.num_slots={2 * slots}",)),
         "width.half": (f"slots of width {width // 2}", (f"model.lm2.slot_dim={width // 2}",)),
