@@ -21,6 +21,7 @@ from transformers import (
 from mnemon.errors import BackendUnavailable, ConfigError, MnemonError, ShapeError, StateError
 from mnemon.layers.memory_bank import MemoryBank
 from mnemon.models.configuration_lm2 import LM2Config
+from mnemon.models.configuration_mom import MoMConfig
 from mnemon.models.masks import as_attention_mask
 from mnemon.models.modeling_lm2 import LM2ForCausalLM
 from mnemon.models.state import MemoryCache
@@ -61,6 +62,15 @@ def test_a_fresh_memory_can_begin_by_adding_nothing_and_learns_from_the_first_st
     assert torch.equal(silent(ids).logits, silent(ids, knock_out_memory=True).logits)
     silent(ids, labels=ids).loss.backward()
     assert all(bank.output.weight.grad.any() for bank in silent.banks)
+
+
+@pytest.mark.parametrize("beside_memories", [False, True])
+def test_by_default_a_fresh_memory_adds_about_as_much_as_an_embedding_has(beside_memories):
+    base = llama_config(hidden_size=64, initializer_range=0.05)
+    if beside_memories:
+        base = MoMConfig(base_config=base, num_heads=2, head_dim=16)
+    for bank in LM2ForCausalLM(LM2Config(base_config=base, slot_dim=64)).banks:
+        assert bank.output.weight.std().item() * 8 == pytest.approx(0.05, rel=0.1)
 
 
 def test_bptt_segments_cuts_the_gradient_and_nothing_else():

@@ -107,9 +107,12 @@ def find_graft(base: PreTrainedModel, blocks_path: str | None = None, attention_
             continue
         window = sliding if layer_type == "sliding_attention" or all_sliding else None
         blocks.append(Block(module, "attention", _attention_of(module, attention_name), window))
-    if "past_key_values" not in inspect.signature(type(base).forward).parameters:
-        raise ConfigError(f"{type(base).__name__} takes no past_key_values, so it cannot be run over segments")
-    return Graft(blocks, _learned_positions(base))
+    learned_positions = _learned_positions(base)
+    # Without them a decoder counts and remembers for itself (TrOCR's, the first GPT), which padding and cuts break.
+    for name in ("position_ids", "past_key_values"):
+        if name not in inspect.signature(type(base).forward).parameters:
+            raise ConfigError(f"{type(base).__name__} takes no {name}, so it cannot read a text in pieces")
+    return Graft(blocks, learned_positions)
 
 
 def decoder_of(base: PreTrainedModel) -> PreTrainedModel:
@@ -190,9 +193,6 @@ def _learned_positions(base: PreTrainedModel) -> int | None:
     tables = [module for module in decoder.children() if isinstance(module, nn.Embedding) and module is not tokens]
     size = getattr(config, "max_position_embeddings", None)
     if size is not None and len(tables) == 1 and tables[0].num_embeddings >= size:
-        if "position_ids" not in inspect.signature(type(base).forward).parameters:
-            # Such as TrOCR's decoder: it counts from what its cache says, which padding and other cuts do not follow.
-            raise ConfigError(f"{type(base).__name__} takes no position_ids; a memory needs to say where tokens stand")
         return int(size)
     raise ConfigError(
         f"cannot tell the positions of {type(base).__name__}: looked in {type(decoder).__name__} for rotary "

@@ -433,7 +433,10 @@ def fresh_output_scale(config: LM2Config | MoMConfig) -> float:
     """
     if config.initial_output is not None:
         return float(config.initial_output)
-    return float(getattr(config.base_config, "initializer_range", None) or _INITIALIZER_RANGE)
+    decoder = config.base_config
+    while isinstance(decoder, CompositeConfig):  # a bank beside the memories of a MoM model
+        decoder = decoder.base_config
+    return float(getattr(decoder, "initializer_range", None) or _INITIALIZER_RANGE)
 
 
 def new_base(config: CompositeConfig) -> PreTrainedModel:
