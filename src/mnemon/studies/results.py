@@ -123,7 +123,10 @@ def _refuse_to_launch(runs: Sequence[PlannedRun], root: Path, overwrite: bool) -
 
 
 def _with_defaults(begun_with: Json) -> Json:
-    """Complete a recipe by the keys that have come since it was written: what they do now by default was done then."""
+    """Complete a recipe by the keys that have come since it was written: what they do now by default was done then.
+
+    Who changes a default has to write the former one into recipes that are kept (`docs/results/runs`, `checkpoints`).
+    """
     try:
         recipe = check_recipe(begun_with["recipe"])
     except (ConfigError, KeyError):  # of something else: the comparison says what
