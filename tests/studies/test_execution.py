@@ -1,6 +1,7 @@
 """What is run, what is not run again, and what is refused; the training itself is made up here."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -170,3 +171,15 @@ def test_launched_runs_are_measured_where_they_lie_and_never_trained_or_deleted(
     results = reproduce(order, root)
     assert [variant["mean"]["accuracy"]["mean"] for variant in results["variants"]] == [0.75, 0.75]
     assert len(calls) == launched
+
+
+@pytest.mark.parametrize(("name", "size"), [("lm2-ablation", "tiny"), ("mom-mqar", "small")])
+def test_a_study_that_is_kept_with_its_page_goes_on_with_todays_recipes(name, size, tmp_path):
+    kept = Path(__file__).parents[2] / "docs" / "results" / "runs" / f"{name}.tar.gz"
+    with tarfile.open(kept) as archive:
+        archive.extractall(tmp_path, filter="data")
+    study, scale = Order(name, size).resolve()
+    runs = plan_runs(study, scale, choose_variants(study, scale, base_recipe(study, scale, ()), ()), scale.seeds, ())
+    finished = {run.folder(tmp_path) for run in runs if is_finished(run, tmp_path)}
+    assert finished == {path.parent for path in tmp_path.glob("runs/*/*/*/measures.json")}
+    assert finished
