@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mnemon.data import babi
 from mnemon.data.babi import GENERATED_TASKS, Question, Statement, Story
+from mnemon.data.babi.names import ALL_PERSONS, ALL_PLACES
 from mnemon.data.babilong import LENGTHS, Sample, generate, parse_length, split_of
 from mnemon.data.background import load_background
 from mnemon.errors import ConfigError, DataError
@@ -44,11 +45,11 @@ def test_the_text_has_exactly_the_asked_number_of_tokens(
     assert sample.length == length
 
 
-@given(task=st.sampled_from(GENERATED_TASKS), seed=st.integers(0, 2**32))
+@given(task=st.sampled_from(GENERATED_TASKS), seed=st.integers(0, 2**32), share_names=st.booleans())
 def test_the_facts_stand_in_order_and_settle_the_question(
-    tokenizer: PreTrainedTokenizerFast, task: str, seed: int
+    tokenizer: PreTrainedTokenizerFast, task: str, seed: int, share_names: bool
 ) -> None:
-    (sample,) = generate(task, "1k", 1, tokenizer, seed=seed, num_questions=4)
+    (sample,) = generate(task, "1k", 1, tokenizer, seed=seed, num_questions=4, share_names=share_names)
     found = 0
     for fact in sample.facts:
         found = sample.input.index(fact, found) + len(fact)
@@ -98,15 +99,16 @@ def test_stories_of_more_than_a_fact_per_eight_tokens_are_not_used(tokenizer: Pr
     assert max(len(sample.facts) for sample in generate("qa3", 400, 100, tokenizer)) <= 50
 
 
-def test_train_and_test_share_no_story_under_any_seed(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("share_names", [False, True])
+def test_train_and_test_share_no_story_under_any_seed(tokenizer: PreTrainedTokenizerFast, share_names: bool) -> None:
     for task in ("qa1", "qa4", "qa6"):
         stories = {
             split: {
                 sample.facts
                 for seed in range(3)
-                for sample in generate(task, 0, 400, tokenizer, split=split, seed=seed)
+                for sample in generate(task, 0, 400, tokenizer, split=split, seed=seed, share_names=share)
             }
-            for split in ("train", "test")
+            for split, share in (("train", share_names), ("test", False))
         }
         assert len(stories["test"]) > 150
         assert not stories["train"] & stories["test"]
@@ -129,6 +131,23 @@ def test_sample_number_i_depends_on_the_seed_and_i_only(tokenizer: PreTrainedTok
     assert list(generate("qa5", "1k", 4, tokenizer, seed=3, start=6)) == ten[6:]
     assert list(generate("qa5", "1k", 10, tokenizer, seed=4)) != ten
     assert len({sample.input for sample in ten}) == 10
+
+
+@pytest.mark.parametrize("task", GENERATED_TASKS)
+def test_with_shared_names_every_task_tells_of_everyone_and_everywhere(
+    tokenizer: PreTrainedTokenizerFast, task: str
+) -> None:
+    samples = list(generate(task, 0, 300, tokenizer, share_names=True, num_questions=3))
+    told = set(" ".join(sample.input for sample in samples).replace(".", "").split())
+    people, places = set(ALL_PERSONS), set(ALL_PLACES)
+    assert told >= (places if task == "qa4" else people | places)
+    asked = {(question, answer) for sample in samples for question, answer in sample.questions}
+    answers = {answer for _, answer in asked} | {sample.target for sample in samples}
+    if task in ("qa1", "qa4"):
+        assert answers == places
+    if task == "qa6":  # the place that is asked for does not give the answer away
+        for place in places:
+            assert {answer for question, answer in asked if question.endswith(f" the {place}?")} == {"yes", "no"}
 
 
 def test_given_stories_are_hidden_instead_of_generated_ones(tokenizer: PreTrainedTokenizerFast) -> None:

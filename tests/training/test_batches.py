@@ -76,6 +76,16 @@ def test_with_jitter_questions_stand_anywhere_in_a_segment(maker: BabilongBatche
     assert min(exact) - 16 <= min(varied) < max(varied) <= max(exact)
 
 
+def test_training_stories_share_their_names_where_the_recipe_says_so(maker: BabilongBatches) -> None:
+    def told(**options: Any) -> str:
+        data = BabilongData(tasks=["qa1"], lengths=[0], questions_per_story=1, **options)
+        batches = BabilongBatches(data, maker.tokenizer, seed=0, batch_tokens=1024)
+        return "".join(maker.tokenizer.decode(row) for index in range(9) for row in batches.make(index, 0)["input_ids"])
+
+    assert "Julie" not in told()
+    assert "Julie" in told(share_names=True)
+
+
 def test_shorter_lengths_stay_mixed_in(maker: BabilongBatches) -> None:
     lengths = [maker.make(index, 2)["length"] for index in range(40)]
     assert {0, 64, 96} == set(lengths)

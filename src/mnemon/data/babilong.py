@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mnemon.data.babi import GENERATED_TASKS, TASKS, Question, Story, final_questions
 from mnemon.data.babi.generator import random_story
+from mnemon.data.babi.names import Names, draw_names
 from mnemon.data.babi.story import check_task
 from mnemon.data.background import Background, Split, load_background
 from mnemon.data.haystack import Haystack, haystack_for
@@ -54,6 +55,7 @@ def generate(
     num_questions: int = 1,
     reserve_tokens: int = 0,
     max_facts: int | None = None,
+    share_names: bool = False,
     stories: Sequence[Story] | None = None,
     start: int = 0,
 ) -> Iterator[Sample]:
@@ -75,6 +77,7 @@ def generate(
         num_questions: how many questions about the text in all; those after the first stand in `Sample.questions`.
         reserve_tokens: tokens left free for the prompt: the text has `length - reserve_tokens` tokens.
         max_facts: use only questions with at most this many facts before them; None = any number.
+        share_names: tell generated stories of the persons and places of all tasks; otherwise of those of their own.
         stories: take these stories (for example read from a bAbI file) instead of generated ones: each of their
             questions gives one sample, in random order, until they run out.
         start: number of the first sample, to go on where an earlier call stopped.
@@ -105,6 +108,7 @@ def generate(
         haystack_for(source, tokenizer),
         num_questions,
         max_facts,
+        share_names,
     )
     if stories is None:
         drawn = _generated_pairs(maker, f"{task} {tokens} {split} {seed}", split, start)
@@ -115,7 +119,7 @@ def generate(
     )
 
 
-Pair = tuple[Story, Question, random.Random]
+Pair = tuple[Story, Question, Names, random.Random]
 
 
 def split_of(story: Story, question: Question) -> Split:
@@ -130,8 +134,10 @@ def _generated_pairs(maker: _Maker, name: str, split: Split, start: int) -> Iter
         for _ in range(MAX_ATTEMPTS):
             story = random_story(maker.task, rng)
             question = rng.choice(story.questions)
-            if split_of(story, question) == split and maker.fits(story, question):
-                yield story, question, rng
+            names = draw_names(rng) if maker.share_names else Names()
+            told = names.in_story(story)
+            if split_of(told, question) == split and maker.fits(told, question):
+                yield story, question, names, rng
                 break
         else:
             raise ConfigError(
@@ -146,7 +152,7 @@ def _given_pairs(maker: _Maker, stories: Sequence[Story], name: str, start: int)
         raise ConfigError(f"none of the {len(stories)} stories fits into {maker.target} tokens; use a greater length")
     random.Random(f"babilong order {name}").shuffle(pairs)
     for number, (story, question) in enumerate(pairs[start:], start):
-        yield story, question, random.Random(f"babilong given {name} {number}")
+        yield story, question, Names(), random.Random(f"babilong given {name} {number}")
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,7 @@ class _Maker:
     haystack: Haystack
     num_questions: int
     max_facts: int | None
+    share_names: bool
 
     def fits(self, story: Story, question: Question) -> bool:
         """Tell whether the facts are few and short enough for the length."""
@@ -173,29 +180,33 @@ class _Maker:
         """Say how many facts are allowed, for messages."""
         return "" if self.max_facts is None else f" with at most {self.max_facts} facts"
 
-    def make(self, story: Story, question: Question, rng: random.Random, name: str) -> Sample:
-        """Hide one story's facts in background text and return the sample."""
+    def make(self, story: Story, question: Question, names: Names, rng: random.Random, name: str) -> Sample:
+        """Hide one story's facts in background text and return the sample, names exchanged at the very end."""
         facts = story.facts_before(question)
         index = {statement.line: position for position, statement in enumerate(facts)}
-        texts = [statement.text for statement in facts]
+        texts = [names.in_text(statement.text) for statement in facts]
         text, ids = self.haystack.hide(texts, self.target, rng)
         return Sample(
             task=self.task,
             length=self.length,
             input=text,
-            question=question.text,
-            target=question.answer,
-            questions=self._more_questions(story, question, rng),
+            question=names.in_text(question.text),
+            target=names.in_text(question.answer),
+            questions=self._more_questions(story, question, names, rng),
             facts=tuple(texts),
             supporting=tuple(index[line] for line in question.supporting if line in index),
             input_ids=ids,
             story=name,
         )
 
-    def _more_questions(self, story: Story, question: Question, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    def _more_questions(
+        self, story: Story, question: Question, names: Names, rng: random.Random
+    ) -> tuple[tuple[str, str], ...]:
         if self.num_questions == 1:
             return ()
         told = Story(self.task, tuple(line for line in story.lines if line.line < question.line))
         more = final_questions(self.task, told, rng, self.num_questions)
-        pairs = [(other.text, other.answer) for other in more if other.text != question.text]
+        pairs = [
+            (names.in_text(other.text), names.in_text(other.answer)) for other in more if other.text != question.text
+        ]
         return tuple(pairs[: self.num_questions - 1])

@@ -129,6 +129,7 @@ class BabilongBatches:
             seed=seed,
             num_questions=self.data.questions_per_story,
             max_facts=stage.max_facts,
+            share_names=self.data.share_names,
         )
 
     def _encode(self, sample: Sample) -> Row:

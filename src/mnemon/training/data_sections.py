@@ -67,6 +67,8 @@ class BabilongData(Section):
         length_jitter: share of its length by which a context may be shorter, drawn for every batch. Where all lengths
             are multiples of a model's segments, questions always stand at the same place of a segment, and a model that
             sees one segment at a time fails wherever they stand elsewhere.
+        share_names: whether the training's stories of every task are told of the persons and places of all tasks. Some
+            tasks have names of their own; a small model then has to learn each task's names by that task alone.
         questions_per_story: most questions asked at the end of one context.
         loss_on: `answers`; `all` adds the mean loss of every other token times `context_loss_weight`, `facts` that of
             the tokens of the facts, not of the text they are hidden in.
@@ -82,6 +84,7 @@ class BabilongData(Section):
     first_tasks: list[str] = Field(default_factory=list)
     length_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     curriculum: CurriculumSection = CurriculumSection()
+    share_names: bool = False
     questions_per_story: Positive = 4
     loss_on: Literal["answers", "all", "facts"] = "answers"
     context_loss_weight: Annotated[float, Field(ge=0)] = 0.1
