@@ -129,7 +129,7 @@ class BabilongBatches:
             seed=seed,
             num_questions=self.data.questions_per_story,
             max_facts=stage.max_facts,
-            share_names=self.data.share_names,
+            share_names=self.data.share_names and stage.max_facts is None,
         )
 
     def _encode(self, sample: Sample) -> Row:

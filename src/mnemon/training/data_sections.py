@@ -68,7 +68,8 @@ class BabilongData(Section):
             are multiples of a model's segments, questions always stand at the same place of a segment, and a model that
             sees one segment at a time fails wherever they stand elsewhere.
         share_names: whether the training's stories of every task are told of the persons and places of all tasks. Some
-            tasks have names of their own; a small model then has to learn each task's names by that task alone.
+            tasks have names of their own; a small model then has to learn each task's names by that task alone. Not in
+            the `fact_limits` stages: fewer names are learned sooner.
         questions_per_story: most questions asked at the end of one context.
         loss_on: `answers`; `all` adds the mean loss of every other token times `context_loss_weight`, `facts` that of
             the tokens of the facts, not of the text they are hidden in.
