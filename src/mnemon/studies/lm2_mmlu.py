@@ -22,7 +22,7 @@ from mnemon.evaluation.tables import Grid, p_text
 from mnemon.metrics.perplexity import token_losses
 from mnemon.studies.babilong_tables import paired
 from mnemon.studies.equal_size import as_large_as
-from mnemon.studies.study import Json, PlannedRun, Scale, Variant
+from mnemon.studies.study import Claim, Json, PlannedRun, Scale, Variant
 from mnemon.studies.text_study import PERPLEXITY_NOTE, TextStudy, add_text_rows, perplexity_grid, published_lines
 from mnemon.training.data_sections import TextData
 from mnemon.training.recipe import Recipe
@@ -36,6 +36,7 @@ _ANSWER_SHARE = 8
 """A choice is this part of a block of text, what stands before it the rest."""
 
 _SEED = 2**20
+_CLAIM = "The memory costs nothing where it is not needed: 29.4 % on MMLU, 28.0 without it (LM2, Table 2)"
 _TEXT = "data={kind: text, background: stdlib, length: 2048}"
 
 
@@ -105,6 +106,10 @@ class Lm2Mmlu(TextStudy):
         """Say what the memory costs."""
         return [f"Which passage follows: {line}" for test in results["comparisons"] for line in _sentence(test)]
 
+    def claims(self, results: Json) -> list[Claim]:
+        """Say whether memory is shown to help or to harm a skill that does not need it."""
+        return [Claim(_CLAIM, _verdict(test)) for test in results["comparisons"]]
+
     def summary(self, results: Json) -> list[str]:
         """Return the accuracies."""
         return [_accuracy_grid(results["variants"]).markdown()]
@@ -149,6 +154,17 @@ def _sentence(test: Json) -> list[str]:
         f"questions. A loss of more than {max(0.0, -100 * test['difference']['low']):.1f} points is excluded by the "
         "interval" + ("." if seeds > 1 else "; another training seed may differ."),
     ]
+
+
+def _verdict(test: Json) -> str:
+    low, high = 100 * test["difference"]["low"], 100 * test["difference"]["high"]
+    if low > 0:
+        return f"Holds: at least {low:.1f} points better."
+    if high < 0:
+        return f"Does not hold: at least {-high:.1f} points worse."
+    return (
+        f"No difference shown; a gain of more than {high:.1f} and a loss of more than {-low:.1f} points are excluded."
+    )
 
 
 def _accuracy_grid(variants: Sequence[Json]) -> Grid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from mnemon.evaluation.tables import Grid
 from mnemon.studies.registry import get_study, list_studies
 from mnemon.studies.study import Json
 
@@ -22,6 +23,8 @@ _LIMITS = (
     "study unless its page says that it was chosen per arm."
 )
 
+_CLAIMS_HEAD = ("the papers", "here")
+
 
 def report(results: Mapping[str, Json], pages: Mapping[str, str]) -> list[str]:
     """Return the lines of the report.
@@ -33,10 +36,17 @@ def report(results: Mapping[str, Json], pages: Mapping[str, str]) -> list[str]:
     known = [name for name in list_studies() if name in results]
     lines = ["# Does an explicit memory win, where, and by how much?", "", _QUESTION, "", "## In short", ""]
     for name in known:
-        lines += [f"- {sentence}" for sentence in get_study(name).findings(results[name])]
+        found = " ".join(get_study(name).findings(results[name]))
+        lines += [f"- **{get_study(name).title}.** {found}"]
     missing = [f"`{name}`" for name in list_studies() if name not in results]
     if missing:
         lines += [f"- Not run yet: {', '.join(missing)}."]
+    claims = [(claim, pages[name]) for name in known for claim in get_study(name).claims(results[name])]
+    if claims:
+        grid = Grid(
+            _CLAIMS_HEAD, tuple((claim.paper, f"[{claim.here}]({page})") for claim, page in claims), num_names=2
+        )
+        lines += ["", "## What the papers say, and what came out", "", grid.markdown().rstrip()]
     for name in known:
         lines += ["", *_section(name, results[name], pages[name])]
     return [*lines, "", "## Limits", "", _LIMITS, "", *_commands(results, known), ""]

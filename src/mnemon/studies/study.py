@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mnemon.training.recipe import Recipe
 
@@ -93,6 +93,13 @@ class PlannedRun:
         return root / "runs" / self.name
 
 
+class Claim(NamedTuple):
+    """What a paper says, with its place, and what came out here."""
+
+    paper: str
+    here: str
+
+
 class Study(ABC):
     """A comparison that can be run again.
 
@@ -164,6 +171,10 @@ class Study(ABC):
     @abstractmethod
     def findings(self, results: Json) -> list[str]:
         """Say in a few sentences what was found, for a report over several studies."""
+
+    def claims(self, results: Json) -> list[Claim]:
+        """Set what a paper says beside what came out here; nothing where no paper says anything of it."""
+        return []
 
     @abstractmethod
     def summary(self, results: Json) -> list[str]:
