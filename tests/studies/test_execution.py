@@ -1,6 +1,8 @@
 """What is run, what is not run again, and what is refused; the training itself is made up here."""
 
+import itertools
 import json
+import shlex
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -174,12 +176,15 @@ def test_launched_runs_are_measured_where_they_lie_and_never_trained_or_deleted(
 
 
 @pytest.mark.parametrize(("name", "size"), [("lm2-ablation", "tiny"), ("mom-mqar", "small")])
-def test_a_study_that_is_kept_with_its_page_goes_on_with_todays_recipes(name, size, tmp_path):
+def test_a_study_that_is_kept_with_its_page_goes_on_by_the_command_it_names(name, size, tmp_path):
     kept = Path(__file__).parents[2] / "docs" / "results" / "runs" / f"{name}.tar.gz"
     with tarfile.open(kept) as archive:
         archive.extractall(tmp_path, filter="data")
+    words = shlex.split(json.loads((tmp_path / "results.json").read_text())["command"])
+    changes = tuple(value for option, value in itertools.pairwise(words) if option == "--set")
     study, scale = Order(name, size).resolve()
-    runs = plan_runs(study, scale, choose_variants(study, scale, base_recipe(study, scale, ()), ()), scale.seeds, ())
+    variants = choose_variants(study, scale, base_recipe(study, scale, changes), ())
+    runs = plan_runs(study, scale, variants, scale.seeds, changes)
     finished = {run.folder(tmp_path) for run in runs if is_finished(run, tmp_path)}
     assert finished == {path.parent for path in tmp_path.glob("runs/*/*/*/measures.json")}
     assert finished

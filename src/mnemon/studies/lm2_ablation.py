@@ -154,6 +154,7 @@ def _memory_changes(base: Recipe) -> _Changes:
         "gates.stretched": ("gates close completely, stretch 0.1", ("model.lm2.gate_stretch=0.1",)),
         "gates.wide": ("gates close completely, stretch 0.3", ("model.lm2.gate_stretch=0.3",)),
         "gates.skip": ("one gate per slot to skip an update", ("model.lm2.skip_gate=true",)),
+        "gates.no-skip": ("no gate to skip an update", ("model.lm2.skip_gate=false",)),
         "gates.skip-cost": (
             "a gate per slot to skip an update, and a loss on writing",
             ("model.lm2.skip_gate=true", "model.lm2.write_cost=0.1"),
@@ -203,6 +204,8 @@ def _data_changes(base: Recipe) -> _Changes:
     return {
         "training.longer": (f"training up to {longer[-1]:,} tokens", (f"data.lengths={longer}",)),
         "training.jitter": ("training texts up to a quarter shorter", ("data.length_jitter=0.25",)),
+        "training.exact": ("training texts of exact lengths", ("data.length_jitter=0",)),
+        "training.names": ("every task with the names of all tasks", ("data.share_names=true",)),
         "training.all-tokens": ("loss on the text as well", ("data.loss_on=all",)),
         "training.facts": ("loss on the facts as well", ("data.loss_on=facts",)),
     }

@@ -49,7 +49,7 @@ _RANGES = ("near", "far")
 """Up to `_FULL_ATTENTION_TO` tokens, and beyond."""
 
 _RETRIEVAL = RetrievalSettings(kind="bm25", top_k=5, unit="sentence")
-_FEWER = {4_000: 0.4, 32_000: 0.2, 64_000: 0.1, 1_000_000: 0.05}
+_FEWER = {4_000: 0.4, 32_000: 0.2, 64_000: 0.1, 1_000_000: 0.03}
 """From so many tokens on, this share of the samples: each of them costs the more."""
 
 
