@@ -291,9 +291,9 @@ def test_changes_are_judged_over_all_lengths_together(seeds: int) -> None:
 
 
 def test_an_ablation_is_made_from_end_to_end(tmp_path: Path) -> None:
-    order = Order("lm2-ablation", "tiny", only=("base", "gates.skip"), changes=FEW, samples=2, lengths=("0k", "1k"))
+    order = Order("lm2-ablation", "tiny", only=("base", "gates.no-skip"), changes=FEW, samples=2, lengths=("0k", "1k"))
     reproduce(order, tmp_path / "study")
     page = (tmp_path / "study" / "page.md").read_text(encoding="utf-8")
-    assert "| gates.skip | one gate per slot to skip an update |" in page
+    assert "| gates.no-skip | no gate to skip an update |" in page
     assert (tmp_path / "study" / "differences.svg").is_file()
-    assert [row["label"] for row in read_results(tmp_path / "study")["rows"]] == ["base", "gates.skip"]
+    assert [row["label"] for row in read_results(tmp_path / "study")["rows"]] == ["base", "gates.no-skip"]
