@@ -15,6 +15,15 @@ _QUESTION = (
     "the same order, answers the same questions, and differs from the others in what is said. Written by "
     "`scripts/update_study_report.py` from the results of the studies; no number is typed by hand."
 )
+_METHOD = (
+    "All arms of a study share decoder, data, order of the batches, number of tokens, schedule and, unless a page says "
+    "otherwise, learning rate; where arms are compared at equal size, parameters differ by at most 2 %. Training and "
+    "held-out samples share no story and no document. Every arm answers the same held-out questions, so that two arms "
+    "are compared question by question: with one training seed by a paired bootstrap and McNemar's exact test, with "
+    "several by a bootstrap crossed over seeds and questions, and p values are Holm-corrected over the lines of a "
+    "table. Intervals cover 95 %. Models are causal, which the released code of LM2 is not: tests change later tokens "
+    "and expect earlier logits to stay as they are."
+)
 _LIMITS = (
     "The models are small, learn from scratch, and answer questions about generated stories or patterns; the published "
     "models are thousands of times larger and were trained, asked and scored differently. So the order of the arms and "
@@ -47,6 +56,7 @@ def report(results: Mapping[str, Json], pages: Mapping[str, str]) -> list[str]:
             _CLAIMS_HEAD, tuple((claim.paper, f"[{claim.here}]({page})") for claim, page in claims), num_names=2
         )
         lines += ["", "## What the papers say, and what came out", "", grid.markdown().rstrip()]
+    lines += ["", "## How it was asked", "", _METHOD]
     for name in known:
         lines += ["", *_section(name, results[name], pages[name])]
     return [*lines, "", "## Limits", "", _LIMITS, "", *_commands(results, known), ""]
