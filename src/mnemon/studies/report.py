@@ -18,11 +18,11 @@ _QUESTION = (
 _METHOD = (
     "All arms of a study share decoder, data, order of the batches, number of tokens, schedule and, unless a page says "
     "otherwise, learning rate; where arms are compared at equal size, parameters differ by at most 2 %. Training and "
-    "held-out samples share no story and no document. Every arm answers the same held-out questions, so that two arms "
-    "are compared question by question: with one training seed by a paired bootstrap and McNemar's exact test, with "
-    "several by a bootstrap crossed over seeds and questions, and p values are Holm-corrected over the lines of a "
-    "table. Intervals cover 95 %. Models are causal, which the released code of LM2 is not: tests change later tokens "
-    "and expect earlier logits to stay as they are."
+    "held-out samples share no story and no document. Every arm answers the same held-out questions, or reads the same "
+    "windows of text, so that two arms are compared one by one: with one training seed by a paired bootstrap (right "
+    "and wrong answers by McNemar's exact test), with several by a bootstrap crossed over seeds and questions; p "
+    "values are Holm-corrected over the lines of a table. Intervals cover 95 %. Models are causal, which the released "
+    "code of LM2 is not: tests change later tokens and expect earlier logits to stay as they are."
 )
 _LIMITS = (
     "The models are small, learn from scratch, and answer questions about generated stories or patterns; the published "
