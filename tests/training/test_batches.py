@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,21 @@ def test_with_jitter_questions_stand_anywhere_in_a_segment(maker: BabilongBatche
     assert max(exact) - min(exact) < 4  # questions differ by a word
     assert {width % 8 for width in varied} == set(range(8))
     assert min(exact) - 16 <= min(varied) < max(varied) <= max(exact)
+
+
+def test_a_task_that_is_asked_once_has_one_question_per_context(maker: BabilongBatches) -> None:
+    def questions(**options: Any) -> dict[str, float]:
+        data = BabilongData(tasks=["qa1", "qa5"], lengths=[0], questions_per_story=5, **options)
+        batches = BabilongBatches(data, maker.tokenizer, seed=0, batch_tokens=1024)
+        made = [batches.make(index, 0) for index in range(8)]
+        asked = Counter(task for batch in made for task in batch["tasks"])
+        rows = sum(len(batch["input_ids"]) for batch in made)
+        return {task: count / rows for task, count in asked.items()}
+
+    often, once = questions(), questions(ask_once=["qa5"])
+    assert often["qa5"] > 1.5
+    assert once["qa5"] < 0.8  # every second row is of qa5
+    assert once["qa1"] > 1
 
 
 def test_training_stories_share_their_names_where_the_recipe_says_so(maker: BabilongBatches) -> None:

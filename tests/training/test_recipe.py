@@ -41,6 +41,8 @@ def changed(recipe: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("data.lengths", ["1x"], "expected a length such as"),
         ("data.lengths", [], "data.lengths"),
         ("data.curriculum.start_stage", 3, "start_stage must be below"),
+        ("data.first_tasks", ["qa9"], "first_tasks names qa9, which is not among the tasks"),
+        ("data.ask_once", ["qa99"], "unknown task 'qa99'; known: qa1"),
         ("model.base", {"hidden_size": 3}, "base needs a model_type"),
         ("model.lm2", {"num_slots": 4}, "kind: plain takes no lm2 options"),
         ("model.kind", "lm2", "needs an lm2 section"),

@@ -127,7 +127,7 @@ class BabilongBatches:
             background=self._background,
             split=self.split,
             seed=seed,
-            num_questions=self.data.questions_per_story,
+            num_questions=self.data.questions_of(task),
             max_facts=stage.max_facts,
             share_names=self.data.share_names and stage.max_facts is None,
         )

@@ -71,6 +71,9 @@ class BabilongData(Section):
             tasks have names of their own; a small model then has to learn each task's names by that task alone. Not in
             the `fact_limits` stages: fewer names are learned sooner.
         questions_per_story: most questions asked at the end of one context.
+        ask_once: tasks that are asked a single question per context, because further ones would be answered by those
+            before them: in qa5 all are about the same handing over, in qa4 about the same three places. They need not
+            be among `tasks`.
         loss_on: `answers`; `all` adds the mean loss of every other token times `context_loss_weight`, `facts` that of
             the tokens of the facts, not of the text they are hidden in.
         workers: processes that make batches; 0 = one background thread, enough for models that run on a CPU. With
@@ -87,6 +90,7 @@ class BabilongData(Section):
     curriculum: CurriculumSection = CurriculumSection()
     share_names: bool = False
     questions_per_story: Positive = 4
+    ask_once: list[str] = Field(default_factory=list)
     loss_on: Literal["answers", "all", "facts"] = "answers"
     context_loss_weight: Annotated[float, Field(ge=0)] = 0.1
     workers: Annotated[int, Field(ge=0)] = 0
@@ -102,6 +106,12 @@ class BabilongData(Section):
         check_tasks(tasks)
         return tasks
 
+    @field_validator("ask_once")
+    @classmethod
+    def _known_once(cls, tasks: list[str]) -> list[str]:
+        check_tasks(tasks)
+        return tasks
+
     @property
     def stages(self) -> list[Stage]:
         """Return the stages of the curriculum in order."""
@@ -112,6 +122,10 @@ class BabilongData(Section):
     def task_names(self) -> list[str]:
         """Return the tasks."""
         return list(self.tasks)
+
+    def questions_of(self, task: str) -> int:
+        """Return the most questions about one context of a task."""
+        return 1 if task in self.ask_once else self.questions_per_story
 
     @property
     def context_weight(self) -> float | None:

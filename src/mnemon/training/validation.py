@@ -77,7 +77,14 @@ def _score(
     task: str,
     length: int,
 ) -> dict[str, int]:
-    exactly = {"tasks": {task: 1.0}, "lengths": [length], "fact_limits": [], "length_jitter": 0.0, "share_names": False}
+    exactly = {
+        "tasks": {task: 1.0},
+        "lengths": [length],
+        "fact_limits": [],
+        "length_jitter": 0.0,
+        "share_names": False,
+        "ask_once": [],
+    }
     data = trained.model_copy(update={**exactly, "questions_per_story": 1})
     options = recipe.optimisation
     rows = min(options.min_rows, recipe.evaluation.samples)
