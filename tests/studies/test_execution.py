@@ -175,7 +175,7 @@ def test_launched_runs_are_measured_where_they_lie_and_never_trained_or_deleted(
     assert len(calls) == launched
 
 
-@pytest.mark.parametrize(("name", "size"), [("lm2-ablation", "tiny"), ("mom-mqar", "small")])
+@pytest.mark.parametrize(("name", "size"), [("lm2-table1", "tiny"), ("lm2-ablation", "tiny"), ("mom-mqar", "small")])
 def test_a_study_that_is_kept_with_its_page_goes_on_by_the_command_it_names(name, size, tmp_path):
     kept = Path(__file__).parents[2] / "docs" / "results" / "runs" / f"{name}.tar.gz"
     with tarfile.open(kept) as archive:
