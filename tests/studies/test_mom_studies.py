@@ -234,9 +234,10 @@ def test_a_report_over_all_studies_names_what_was_found_and_what_is_open(
     assert write([str(mqar), str(text), "--root", str(tmp_path)]) == 0
     assert report(["--root", str(tmp_path)]) == 0
     page = (tmp_path / "docs" / "results" / "study.md").read_text(encoding="utf-8")
-    assert "- **Mixtures of memories on associative recall.** On associative recall a mixture against one" in page
+    assert "- **Mixtures of memories on associative recall** (1 training seed(s))\n  - On associative recall a" in page
     assert (
-        "(MoM, Table 5) | [Helps for 0 of 1 rules, does not help for 0, cannot be told for 1.](mom-mqar.md) |" in page
+        "(MoM, Table 5) | [Helps for 0 of 1 rules, does not help for 0, cannot be told for 1.](mom-mqar.md) | 1 |"
+        in page
     )
     assert "| [Better for " in page
     assert "- Not run yet: `lm2-table1`, `lm2-ablation`, `lm2-figure5`, `lm2-mmlu`." in page

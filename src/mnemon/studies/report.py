@@ -32,7 +32,7 @@ _LIMITS = (
     "study unless its page says that it was chosen per arm."
 )
 
-_CLAIMS_HEAD = ("the papers", "here")
+_CLAIMS_HEAD = ("the papers", "here", "seeds")
 
 
 def report(results: Mapping[str, Json], pages: Mapping[str, str]) -> list[str]:
@@ -45,16 +45,18 @@ def report(results: Mapping[str, Json], pages: Mapping[str, str]) -> list[str]:
     known = [name for name in list_studies() if name in results]
     lines = ["# Does an explicit memory win, where, and by how much?", "", _QUESTION, "", "## In short", ""]
     for name in known:
-        found = " ".join(get_study(name).findings(results[name]))
-        lines += [f"- **{get_study(name).title}.** {found}"]
+        found = [f"  - {sentence}" for sentence in get_study(name).findings(results[name])]
+        lines += [f"- **{get_study(name).title}** ({results[name]['seeds']} training seed(s))", *found]
     missing = [f"`{name}`" for name in list_studies() if name not in results]
     if missing:
         lines += [f"- Not run yet: {', '.join(missing)}."]
-    claims = [(claim, pages[name]) for name in known for claim in get_study(name).claims(results[name])]
+    claims = [
+        (claim.paper, f"[{claim.here}]({pages[name]})", str(results[name]["seeds"]))
+        for name in known
+        for claim in get_study(name).claims(results[name])
+    ]
     if claims:
-        grid = Grid(
-            _CLAIMS_HEAD, tuple((claim.paper, f"[{claim.here}]({page})") for claim, page in claims), num_names=2
-        )
+        grid = Grid(_CLAIMS_HEAD, tuple(claims), num_names=2)
         lines += ["", "## What the papers say, and what came out", "", grid.markdown().rstrip()]
     lines += ["", "## How it was asked", "", _METHOD]
     for name in known:
