@@ -24,7 +24,7 @@ from mnemon.studies.babilong_tables import (
 )
 from mnemon.studies.lm2_ablation import Lm2Ablation
 from mnemon.studies.lm2_figure5 import Lm2Figure5
-from mnemon.studies.lm2_mmlu import choose
+from mnemon.studies.lm2_mmlu import Lm2Mmlu, choose
 from mnemon.studies.lm2_table1 import Lm2Table1
 from mnemon.studies.order import Order
 from mnemon.studies.planning import base_recipe, choose_variants, plan_runs
@@ -297,3 +297,37 @@ def test_an_ablation_is_made_from_end_to_end(tmp_path: Path) -> None:
     assert "| gates.no-skip | no gate to skip an update |" in page
     assert (tmp_path / "study" / "differences.svg").is_file()
     assert [row["label"] for row in read_results(tmp_path / "study")["rows"]] == ["base", "gates.no-skip"]
+
+
+@pytest.mark.parametrize(
+    ("means", "said"),
+    [
+        ((-0.01, -0.02, -0.03), "Holds; memory in so many blocks against none: 1 of 8: helps"),
+        ((-0.01, -0.04, -0.03), "Not shown;"),  # fewer blocks are better than all
+        ((-0.01, 0.02, 0.03), "Does not hold;"),
+    ],
+)
+def test_memory_in_all_blocks_has_to_be_the_best_for_the_papers_claim(means: tuple[float, ...], said: str) -> None:
+    comparisons = [
+        {
+            "blocks": f"{blocks} of 8",
+            "by_length": [{"by_seed": [mean] * 2, "corrected_p": 0.01, "difference": {"mean": mean}}],
+        }
+        for blocks, mean in zip((1, 3, 8), means, strict=True)
+    ]
+    (claim,) = Lm2Figure5().claims({"comparisons": comparisons})
+    assert claim.here.startswith(said)
+    assert Lm2Figure5().claims({"comparisons": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.01, 0.03, "Holds: at least 1.0 points better."),
+        (-0.03, -0.02, "Does not hold: at least 2.0 points worse."),
+        (-0.03, 0.01, "No difference shown; a gain of more than 1.0 and a loss of more than 3.0 points are excluded."),
+    ],
+)
+def test_a_general_skill_is_kept_or_lost_only_where_the_interval_says_so(low: float, high: float, said: str) -> None:
+    (claim,) = Lm2Mmlu().claims({"comparisons": [{"difference": {"low": low, "high": high}}]})
+    assert claim.here == said

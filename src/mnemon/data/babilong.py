@@ -181,7 +181,11 @@ class _Maker:
         return "" if self.max_facts is None else f" with at most {self.max_facts} facts"
 
     def make(self, story: Story, question: Question, names: Names, rng: random.Random, name: str) -> Sample:
-        """Hide one story's facts in background text and return the sample, names exchanged at the very end."""
+        """Hide one story's facts in background text and return the sample.
+
+        Names are exchanged in what is written only: questions are drawn from the story as it is, whose task knows its
+        own places alone.
+        """
         facts = story.facts_before(question)
         index = {statement.line: position for position, statement in enumerate(facts)}
         texts = [names.in_text(statement.text) for statement in facts]

@@ -11,18 +11,19 @@ from mnemon.studies.study import Json
 _QUESTION = (
     "Two papers claim that an explicit memory makes language models better: a bank of gated slots beside attention "
     "(LM2, arXiv:2502.06049) and several linear memories with a router (MoM, arXiv:2502.13685). This page asks both "
-    "claims of models whose memories are causal, at sizes that a laptop can train: every arm reads the same data in "
-    "the same order, answers the same questions, and differs from the others in what is said. Written by "
+    "claims of models whose memories are causal, at sizes that a laptop can train: every arm reads data of "
+    "the same kind, answers the same questions, and differs from the others in what is said. Written by "
     "`scripts/update_study_report.py` from the results of the studies; no number is typed by hand."
 )
 _METHOD = (
-    "All arms of a study share decoder, data, order of the batches, number of tokens, schedule and, unless a page says "
-    "otherwise, learning rate; where arms are compared at equal size, parameters differ by at most 2 %. Training and "
-    "held-out samples share no story and no document. Every arm answers the same held-out questions, or reads the same "
-    "windows of text, so that two arms are compared one by one: with one training seed by a paired bootstrap (right "
-    "and wrong answers by McNemar's exact test), with several by a bootstrap crossed over seeds and questions; p "
-    "values are Holm-corrected over the lines of a table. Intervals cover 95 %. Models are causal, which the released "
-    "code of LM2 is not: tests change later tokens and expect earlier logits to stay as they are."
+    "All arms of a study share decoder, data, number of tokens, schedule and, unless a page says otherwise, learning "
+    "rate, and the batches come in the same order; only BABILong's texts grow for each model when it has learned those "
+    "before, or after a fixed number of tokens. Where arms are compared at equal size, parameters differ by at most "
+    "2 %. Training and held-out samples share no story and no document. Every arm answers the same held-out questions, "
+    "or reads the same windows of text, so that two arms are compared one by one: with one training seed by a paired "
+    "bootstrap (right and wrong answers by McNemar's exact test), with several by a bootstrap crossed over seeds and "
+    "questions; p values are Holm-corrected over the lines of a table. Intervals cover 95 %. Models are causal, which "
+    "the released code of LM2 is not: tests change later tokens and expect earlier logits to stay as they are."
 )
 _LIMITS = (
     "The models are small, learn from scratch, and answer questions about generated stories or patterns; the published "

@@ -100,15 +100,9 @@ class BabilongData(Section):
     def _weigh(cls, tasks: Any) -> Any:
         return dict.fromkeys(tasks, 1.0) if isinstance(tasks, list) else tasks
 
-    @field_validator("tasks")
+    @field_validator("tasks", "ask_once")
     @classmethod
-    def _known(cls, tasks: dict[str, float]) -> dict[str, float]:
-        check_tasks(tasks)
-        return tasks
-
-    @field_validator("ask_once")
-    @classmethod
-    def _known_once(cls, tasks: list[str]) -> list[str]:
+    def _known(cls, tasks: Any) -> Any:
         check_tasks(tasks)
         return tasks
 

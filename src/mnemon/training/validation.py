@@ -83,7 +83,6 @@ def _score(
         "fact_limits": [],
         "length_jitter": 0.0,
         "share_names": False,
-        "ask_once": [],
     }
     data = trained.model_copy(update={**exactly, "questions_per_story": 1})
     options = recipe.optimisation
