@@ -267,7 +267,18 @@ def test_every_change_of_the_ablation_is_a_recipe_of_its_own() -> None:
         recipes = [run.recipe.model_dump_json() for run in runs]
         assert len(set(recipes)) == len(recipes) == len(variants) > 15
         assert variants[0].name == "base"
-        assert ("flow.layer" in {variant.name for variant in variants}) == (size == "small")  # tiny has one block
+        placed = {
+            run.variant.name: run.recipe.model.lm2 for run in runs if run.variant.name.startswith(("blocks", "flow"))
+        }
+        if size == "small":
+            assert set(placed) == {"flow.layer", "blocks.first", "blocks.last"}
+        else:  # one block with memory gets a second one
+            banks = {name: (lm2.memory_layers, lm2.flow) for name, lm2 in placed.items() if lm2 is not None}
+            assert banks == {
+                "blocks.two": ([1, 2], "depth"),
+                "blocks.two-banks": ([1, 2], "layer"),
+                "blocks.two-attention": ([2], "depth"),
+            }
         assert {run.recipe.optimisation.max_tokens for run in runs} == {runs[0].recipe.optimisation.max_tokens}
 
 

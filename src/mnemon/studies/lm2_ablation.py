@@ -36,6 +36,9 @@ BASE = "base"
 _Changes = dict[str, tuple[str, tuple[str, ...]]]
 """Name of a variant -> what it is in words, and the changes of the recipe."""
 
+_TOLD = ("qa4", "qa5")
+"""Tasks whose further questions about a context are answered by those before them."""
+
 _NOTHING = ("–", "–", "–")
 
 
@@ -58,7 +61,7 @@ class Lm2Ablation(Study):
 
     def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
         """Return the base and every change that can be made to it and makes it another recipe."""
-        found = {BASE: ("as it is", ()), **_memory_changes(base), **_data_changes(base)}
+        found = {BASE: ("as it is", ()), **_memory_changes(base), **_block_changes(base), **_data_changes(base)}
         return tuple(
             Variant(name, "", what, changes)
             for name, (what, changes) in found.items()
@@ -182,33 +185,77 @@ def _memory_changes(base: Recipe) -> _Changes:
         )
     for kept in (0.9, 0.95, 0.99, 0.999):
         found[f"retention.{kept:g}"] = (f"retention {kept:g} at the start", (f"model.lm2.retention={kept:g}",))
-    if _num_banks(base) > 1:
-        found["flow.layer"] = ("one bank per block", ("model.lm2.flow=layer",))
     return found
 
 
-def _num_banks(base: Recipe) -> int:
-    """Count the blocks with memory: with one, there is nothing for a bank to flow through."""
+def _block_changes(base: Recipe) -> _Changes:
+    """Return what may be changed in where the memory stands.
+
+    A decoder with one block that has a memory gets a second one, with attention in place of the convolution before it:
+    with one, there is nothing for a bank to flow through.
+    """
     assert base.model.lm2 is not None
-    if base.model.lm2.memory_layers is not None:
-        return len(base.model.lm2.memory_layers)
     decoder = base.model.base or {}
-    kinds = decoder.get("layer_types") or ["full_attention"] * int(decoder.get("num_hidden_layers", 1))
-    return sum(kind != "conv" for kind in kinds)
+    kinds = list(decoder.get("layer_types") or ["full_attention"] * int(decoder.get("num_hidden_layers", 1)))
+    with_memory = base.model.lm2.memory_layers
+    if with_memory is None:
+        with_memory = [index for index, kind in enumerate(kinds) if kind != "conv"]
+    if len(with_memory) > 1:
+        return {
+            "flow.layer": ("one bank per block", ("model.lm2.flow=layer",)),
+            "blocks.first": (
+                "memory in the first of its blocks alone",
+                (f"model.lm2.memory_layers=[{with_memory[0]}]",),
+            ),
+            "blocks.last": (
+                "memory in the last of its blocks alone",
+                (f"model.lm2.memory_layers=[{with_memory[-1]}]",),
+            ),
+        }
+    if with_memory and with_memory[0] > 0 and kinds[with_memory[0] - 1] == "conv":
+        (last,) = with_memory
+        kinds[last - 1] = "full_attention"
+        attention = f"model.base.layer_types=[{', '.join(kinds)}]"
+        return {
+            "blocks.two": (
+                "attention and memory in one more block, one bank",
+                (attention, f"model.lm2.memory_layers=[{last - 1}, {last}]"),
+            ),
+            "blocks.two-banks": (
+                "attention and memory in one more block, a bank each",
+                (attention, f"model.lm2.memory_layers=[{last - 1}, {last}]", "model.lm2.flow=layer"),
+            ),
+            "blocks.two-attention": (
+                "attention in one more block, memory in the last",
+                (attention, f"model.lm2.memory_layers=[{last}]"),
+            ),
+        }
+    return {}
 
 
 def _data_changes(base: Recipe) -> _Changes:
     """Return what may be changed in the training samples."""
     assert isinstance(base.data, BabilongData)
     longer = [*base.data.lengths, 2 * base.data.lengths[-1]]
-    return {
+    all_facts = ("data.fact_limits=[]", "data.first_tasks=[]")
+    found: _Changes = {
         "training.longer": (f"training up to {longer[-1]:,} tokens", (f"data.lengths={longer}",)),
         "training.jitter": ("training texts up to a quarter shorter", ("data.length_jitter=0.25",)),
         "training.exact": ("training texts of exact lengths", ("data.length_jitter=0",)),
+        "training.once": ("one question per context", ("data.questions_per_story=1",)),
+        "training.all-facts": ("no stages with few facts", all_facts),
+        "training.at-once": (
+            "the longest texts from the first token on",
+            (*all_facts, f"data.lengths=[{base.data.lengths[-1]}]"),
+        ),
         "training.names": ("every task with the names of all tasks", ("data.share_names=true",)),
         "training.all-tokens": ("loss on the text as well", ("data.loss_on=all",)),
         "training.facts": ("loss on the facts as well", ("data.loss_on=facts",)),
     }
+    told = [task for task in _TOLD if task in base.data.tasks]
+    if told:
+        found["training.ask-once"] = (f"one question per context of {' and '.join(told)}", (f"data.ask_once={told}",))
+    return found
 
 
 def _all_marks(answers: Answers, label: str) -> Marks:
