@@ -253,8 +253,10 @@ def test_the_studies_of_text_are_made_from_end_to_end(name: str, tmp_path: Path)
     page = (tmp_path / "study" / "page.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {study.title}")
     assert "perplexity at 512" in page
-    (found,) = study.findings(results)
-    assert "1 seed(s)" in found
+    found = study.findings(results)
+    assert len(found) == (1 if name == "lm2-figure5" else 2)
+    assert all("1 seed(s)" in line for line in found)
+    assert page.count("Bits per byte of the first minus the second") == 1
     assert study.summary(results)[0] in page
 
 
@@ -289,7 +291,11 @@ def test_changes_are_judged_over_all_lengths_together(seeds: int) -> None:
         return [{"results": [asdict(settings)]}] * seeds
 
     measures = {"base": runs("base", BAD), "same": runs("same", BAD), "better": runs("better", GOOD)}
-    variants = [{"name": name, "arm": f"what {name} is", "state_bytes": {"64": 8}} for name in measures]
+    learned: dict[str, list[int | None]] = {"base": [None] * seeds, "same": [2_000_000, None, 4_000_000][:seeds]}
+    variants = [
+        {"name": name, "arm": f"what {name} is", "state_bytes": {"64": 8}, "learned_after": learned.get(name)}
+        for name in measures
+    ]
     results = Lm2Ablation().analyse(variants, json.loads(json.dumps(measures)))
     assert [test["variant"] for test in results["comparisons"]] == ["same", "better"]
     assert results["comparisons"][1]["difference"]["mean"] == pytest.approx(0.75)
@@ -298,7 +304,10 @@ def test_changes_are_judged_over_all_lengths_together(seeds: int) -> None:
     assert "- Better than the base: `better`." in lines
     assert Lm2Ablation().findings(results)[0] == "Better than the base: `better`."
     assert "- Cannot be told from it: `same`." in lines
-    assert any("| better | what better is | 100 | 8 | 100 |" in line for line in "\n".join(lines).splitlines())
+    table = "\n".join(lines)
+    assert "| better | what better is | 100 | 8 | – | 100 |" in table
+    assert "| base | what base is | 100 | 8 | not | 25 |" in table
+    assert f"| same | what same is | 100 | 8 | {'2.00M' if seeds == 1 else '3.00M (2 of 3 seeds)'} | 25 |" in table
 
 
 def test_an_ablation_is_made_from_end_to_end(tmp_path: Path) -> None:

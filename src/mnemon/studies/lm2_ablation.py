@@ -109,7 +109,8 @@ class Lm2Ablation(Study):
             f"texts have {trained:,} tokens. *all* is the mean over tasks and lengths in percent, *difference* that of "
             "the changed model to the base in points, with 95 % intervals, on the same questions: with one training "
             "seed over questions (paired bootstrap, McNemar's exact test), with several over seeds and questions "
-            "(crossed bootstrap). Holm-corrected over all lines; bold: below 0.05. One seed says nothing about others.",
+            "(crossed bootstrap). Holm-corrected over all lines; bold: below 0.05. One seed says nothing about others. "
+            "*learned after*: tokens of training after which every stage of the curriculum had been learned.",
             "",
             _change_grid(results, lengths).markdown(),
         ]
@@ -283,7 +284,7 @@ def _change_grid(results: Json, lengths: Sequence[str]) -> Grid:
         means = [f"{100 * row['cells'][length]['mean']['mean']:.0f}" for length in lengths]
         low, mean, high = (f"{100 * row['all'][end]:.1f}" for end in ("low", "mean", "high"))
         test = tests.get(variant["name"])
-        facts = (f"{row['parameters']:,}", state_text(variant))
+        facts = (f"{row['parameters']:,}", state_text(variant), _learned_text(variant))
         lines.append(
             (
                 variant["name"],
@@ -294,8 +295,20 @@ def _change_grid(results: Json, lengths: Sequence[str]) -> Grid:
                 *(texts_of(test) if test else _NOTHING),
             )
         )
-    head = ("variant", "change", "parameters", "state, bytes", *lengths, "all", "difference", "by seed", "p (Holm)")
-    return Grid(head, tuple(lines))
+    facts_head = ("variant", "change", "parameters", "state, bytes", "learned after")
+    return Grid((*facts_head, *lengths, "all", "difference", "by seed", "p (Holm)"), tuple(lines))
+
+
+def _learned_text(variant: Json) -> str:
+    """Return after how many tokens the longest training texts were learned, mean over the seeds that learned them."""
+    after = variant.get("learned_after")
+    if after is None:  # results from before this was kept
+        return "–"
+    learned = [tokens for tokens in after if tokens is not None]
+    if not learned:
+        return "not"
+    of = "" if len(learned) == len(after) else f" ({len(learned)} of {len(after)} seeds)"
+    return f"{np.mean(learned) / 1e6:.2f}M{of}"
 
 
 def _sentences(tests: Sequence[Json]) -> list[str]:

@@ -23,7 +23,18 @@ from mnemon.metrics.perplexity import token_losses
 from mnemon.studies.babilong_tables import paired
 from mnemon.studies.equal_size import as_large_as
 from mnemon.studies.study import Claim, Json, PlannedRun, Scale, Variant
-from mnemon.studies.text_study import PERPLEXITY_NOTE, TextStudy, add_text_rows, perplexity_grid, published_lines
+from mnemon.studies.text_study import (
+    COMPARISON_NOTE,
+    PERPLEXITY_NOTE,
+    Pair,
+    TextStudy,
+    add_text_rows,
+    compare,
+    comparison_grid,
+    perplexity_grid,
+    published_lines,
+    sign_of,
+)
 from mnemon.training.data_sections import TextData
 from mnemon.training.recipe import Recipe
 from mnemon.training.trainer import wants_cuda
@@ -37,6 +48,7 @@ _ANSWER_SHARE = 8
 
 _SEED = 2**20
 _CLAIM = "The memory costs nothing where it is not needed: 29.4 % on MMLU, 28.0 without it (LM2, Table 2)"
+_SIGNS = {-1: "has fewer bits than", 1: "has more bits than", 0: "cannot be told from"}
 _TEXT = "data={kind: text, background: stdlib, length: 2048}"
 
 
@@ -80,8 +92,9 @@ class Lm2Mmlu(TextStudy):
             variant["accuracy"] = asdict(mean_interval(marks[variant["name"]]))
             variant["questions"] = marks[variant["name"]].shape[1]
         if not {"lm2", "plain"} <= set(marks):
-            return {"comparisons": []}
-        return {"comparisons": [paired(marks["lm2"], marks["plain"])]}
+            return {"comparisons": [], "text": []}
+        text = compare(variants, measures, [Pair("lm2", "plain", {"against": "plain"})])
+        return {"comparisons": [paired(marks["lm2"], marks["plain"])], "text": text}
 
     def body(self, results: Json) -> list[str]:
         """Return what was asked, the accuracies and their difference, the published numbers, and perplexities."""
@@ -100,11 +113,16 @@ class Lm2Mmlu(TextStudy):
             lines += [*_sentence(results["comparisons"][0]), ""]
         lines += published_lines("mmlu", "MMLU", "Accuracy in percent; models, training and questions are others.")
         grid = perplexity_grid(results["variants"], ("model", "text"), lambda v: (v["arm"], "held out"))
-        return [*lines, "## Perplexity", "", PERPLEXITY_NOTE, "", grid.markdown()]
+        lines += ["## Perplexity", "", PERPLEXITY_NOTE, "", grid.markdown()]
+        if results.get("text"):
+            differences = comparison_grid(results["text"], ("model", "against"), lambda e: ("LM2", e["against"]))
+            lines += ["## Bits per byte", "", COMPARISON_NOTE, "", differences.markdown()]
+        return lines
 
     def findings(self, results: Json) -> list[str]:
         """Say what the memory costs."""
-        return [f"Which passage follows: {line}" for test in results["comparisons"] for line in _sentence(test)]
+        found = [f"Which passage follows: {line}" for test in results["comparisons"] for line in _sentence(test)]
+        return found + [_text_sentence(entry["by_length"][0]) for entry in results.get("text", ())]
 
     def claims(self, results: Json) -> list[Claim]:
         """Say whether memory is shown to help or to harm a skill that does not need it."""
@@ -154,6 +172,14 @@ def _sentence(test: Json) -> list[str]:
         f"questions. A loss of more than {max(0.0, -100 * test['difference']['low']):.1f} points is excluded by the "
         "interval" + ("." if seeds > 1 else "; another training seed may differ."),
     ]
+
+
+def _text_sentence(test: Json) -> str:
+    low, mean, high = (f"{test['difference'][end]:+.3f}" for end in ("low", "mean", "high"))
+    return (
+        f"The same text: LM2 {_SIGNS[sign_of(test)]} plain of the same size: {mean} bits per byte "
+        f"[{low}, {high}] at {test['length']:,} tokens, {len(test['by_seed'])} seed(s)."
+    )
 
 
 def _verdict(test: Json) -> str:

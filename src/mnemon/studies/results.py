@@ -24,6 +24,7 @@ from mnemon.studies.order import Order
 from mnemon.studies.planning import base_recipe, choose_variants, counted_facts, model_facts, plan_runs
 from mnemon.studies.registry import get_study
 from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
+from mnemon.training.curriculum import LEARNED
 from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import check_recipe
 from mnemon.training.run import SUMMARY_FILE
@@ -180,7 +181,16 @@ def _variant_facts(
         **facts,
         "tokens": [summary["tokens"] for summary in summaries],
         "minutes": [summary["minutes"] for summary in summaries],
+        "learned_after": [_learned_after(summary, recipe) for summary in summaries],
     }
+
+
+def _learned_after(summary: Json, recipe: Recipe) -> int | None:
+    """Return the tokens after which every stage of the curriculum was learned, None where one was not."""
+    stages = summary.get("stages", [])
+    if not stages or len(stages) < len(recipe.data.stages) or any(stage["reason"] != LEARNED for stage in stages):
+        return None
+    return sum(stage["tokens"] for stage in stages)
 
 
 def _tune(

@@ -15,6 +15,9 @@ from typing import Any
 from mnemon.errors import CheckpointError
 from mnemon.training.data_sections import CurriculumSection, Stage
 
+LEARNED = "learned"
+"""Why a stage ended whose texts were answered well enough."""
+
 
 @dataclass(frozen=True)
 class StageRecord:
@@ -77,7 +80,7 @@ class Curriculum:
         if self.stage_tokens < self.options.min_stage_tokens:
             return False
         if self._is_learned():
-            return self._advance("learned")
+            return self._advance(LEARNED)
         cap = self.options.max_stage_tokens
         return self._advance("max_stage_tokens") if cap is not None and self.stage_tokens >= cap else False
 
@@ -119,7 +122,7 @@ class Curriculum:
     def _advance(self, reason: str) -> bool:
         """Close the stage; the last stage goes on for ever and is recorded once."""
         last = self.stage == len(self.stages) - 1
-        if last and (self.learned_all or reason != "learned"):
+        if last and (self.learned_all or reason != LEARNED):
             return False
         self.history.append(StageRecord(*self.stages[self.stage][:2], self.stage_tokens, self.accuracy, reason))
         self.learned_all = last
