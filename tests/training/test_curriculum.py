@@ -68,6 +68,15 @@ def test_a_stage_can_be_left_unlearned_after_its_tokens_and_says_so() -> None:
     assert subject.history[0].accuracy == {"a": 1.0, "b": 0.0}
 
 
+def test_stages_can_have_most_tokens_of_their_own_the_last_for_all_later_ones() -> None:
+    subject = curriculum(max_stage_tokens=[1000, 300])
+    feed(subject, WRONG, 9)
+    assert subject.stage == 0
+    feed(subject, WRONG, 1 + 3)
+    assert subject.stage == 2
+    assert curriculum(max_stage_tokens=[1000, None]).options.most_tokens(5) is None
+
+
 def test_a_stage_lasts_its_least_tokens() -> None:
     subject = curriculum(min_stage_tokens=1000)
     feed(subject, RIGHT, 9)

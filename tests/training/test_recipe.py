@@ -40,6 +40,8 @@ def changed(recipe: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("data.lengths", [64, 64], "lengths must grow"),
         ("data.lengths", ["1x"], "expected a length such as"),
         ("data.lengths", [], "data.lengths"),
+        ("data.curriculum.max_stage_tokens", [], "max_stage_tokens: expected a number of tokens above 0"),
+        ("data.curriculum.max_stage_tokens", [9, 0], r"above 0, null, or a list of these, got \[9, 0\]"),
         ("data.curriculum.start_stage", 3, "start_stage must be below"),
         ("data.first_tasks", ["qa9"], "first_tasks names qa9, which is not among the tasks"),
         ("data.ask_once", ["qa99"], "unknown task 'qa99'; known: qa1"),

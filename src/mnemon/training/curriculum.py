@@ -81,7 +81,7 @@ class Curriculum:
             return False
         if self._is_learned():
             return self._advance(LEARNED)
-        cap = self.options.max_stage_tokens
+        cap = self.options.most_tokens(self.stage)
         return self._advance("max_stage_tokens") if cap is not None and self.stage_tokens >= cap else False
 
     def state(self) -> dict[str, Any]:

@@ -26,7 +26,8 @@ class CurriculumSection(Section):
         share_shorter: share of batches drawn from lengths already passed.
         start_stage: index of the stage to begin with (earlier ones stay mixed in); `fact_limits` come first.
         min_stage_tokens: a stage lasts at least this many tokens.
-        max_stage_tokens: advance after this many tokens even below the threshold (recorded); None = never.
+        max_stage_tokens: advance after this many tokens even below the threshold (recorded); None = never. A list is
+            for the stages in order, its last value for all later ones: contexts of facts alone ask the most per token.
         stop_when_learned: end the run when the last length is learned.
     """
 
@@ -36,8 +37,21 @@ class CurriculumSection(Section):
     share_shorter: Annotated[float, Field(ge=0, lt=1)] = 0.3
     start_stage: Annotated[int, Field(ge=0)] = 0
     min_stage_tokens: Annotated[int, Field(ge=0)] = 0
-    max_stage_tokens: Positive | None = None
+    max_stage_tokens: int | list[int | None] | None = None
     stop_when_learned: bool = False
+
+    @field_validator("max_stage_tokens", mode="before")
+    @classmethod
+    def _above_zero(cls, most: Any) -> Any:
+        values = most if isinstance(most, list) else [most]
+        if not values or any(value is not None and (type(value) is not int or value < 1) for value in values):
+            raise ValueError(f"expected a number of tokens above 0, null, or a list of these, got {most!r}")
+        return most
+
+    def most_tokens(self, stage: int) -> int | None:
+        """Return the most tokens of stage number `stage`, None = any."""
+        most = self.max_stage_tokens
+        return most[min(stage, len(most) - 1)] if isinstance(most, list) else most
 
 
 class Stage(NamedTuple):
