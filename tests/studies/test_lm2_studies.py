@@ -291,9 +291,14 @@ def test_changes_are_judged_over_all_lengths_together(seeds: int) -> None:
         return [{"results": [asdict(settings)]}] * seeds
 
     measures = {"base": runs("base", BAD), "same": runs("same", BAD), "better": runs("better", GOOD)}
-    learned: dict[str, list[int | None]] = {"base": [None] * seeds, "same": [2_000_000, None, 4_000_000][:seeds]}
+    learned: dict[str, list[int | None]] = {"same": [2_000_000, None, 4_000_000][:seeds]}
     variants = [
-        {"name": name, "arm": f"what {name} is", "state_bytes": {"64": 8}, "learned_after": learned.get(name)}
+        {
+            "name": name,
+            "arm": f"what {name} is",
+            "state_bytes": {"64": 8},
+            "learned_after": learned.get(name, [None] * seeds),
+        }
         for name in measures
     ]
     results = Lm2Ablation().analyse(variants, json.loads(json.dumps(measures)))
@@ -305,7 +310,7 @@ def test_changes_are_judged_over_all_lengths_together(seeds: int) -> None:
     assert Lm2Ablation().findings(results)[0] == "Better than the base: `better`."
     assert "- Cannot be told from it: `same`." in lines
     table = "\n".join(lines)
-    assert "| better | what better is | 100 | 8 | – | 100 |" in table
+    assert "| better | what better is | 100 | 8 | not | 100 |" in table
     assert "| base | what base is | 100 | 8 | not | 25 |" in table
     assert f"| same | what same is | 100 | 8 | {'2.00M' if seeds == 1 else '3.00M (2 of 3 seeds)'} | 25 |" in table
 

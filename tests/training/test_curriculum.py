@@ -75,6 +75,7 @@ def test_stages_can_have_most_tokens_of_their_own_the_last_for_all_later_ones() 
     feed(subject, WRONG, 1 + 3)
     assert subject.stage == 2
     assert curriculum(max_stage_tokens=[1000, None]).options.most_tokens(5) is None
+    assert curriculum(max_stage_tokens=1e3).options.most_tokens(0) == 1000
 
 
 def test_a_stage_lasts_its_least_tokens() -> None:

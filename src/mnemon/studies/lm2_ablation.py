@@ -110,7 +110,7 @@ class Lm2Ablation(Study):
             "the changed model to the base in points, with 95 % intervals, on the same questions: with one training "
             "seed over questions (paired bootstrap, McNemar's exact test), with several over seeds and questions "
             "(crossed bootstrap). Holm-corrected over all lines; bold: below 0.05. One seed says nothing about others. "
-            "*learned after*: tokens of training after which every stage of the curriculum had been learned.",
+            "*learned after*: tokens of training after which the longest texts had been learned.",
             "",
             _change_grid(results, lengths).markdown(),
         ]
@@ -217,14 +217,15 @@ def _block_changes(base: Recipe) -> _Changes:
         (last,) = with_memory
         kinds[last - 1] = "full_attention"
         attention = f"model.base.layer_types=[{', '.join(kinds)}]"
+        both = f"model.lm2.memory_layers=[{last - 1}, {last}]"
         return {
             "blocks.two": (
                 "attention and memory in one more block, one bank",
-                (attention, f"model.lm2.memory_layers=[{last - 1}, {last}]"),
+                (attention, both),
             ),
             "blocks.two-banks": (
                 "attention and memory in one more block, a bank each",
-                (attention, f"model.lm2.memory_layers=[{last - 1}, {last}]", "model.lm2.flow=layer"),
+                (attention, both, "model.lm2.flow=layer"),
             ),
             "blocks.two-attention": (
                 "attention in one more block, memory in the last",
@@ -301,9 +302,7 @@ def _change_grid(results: Json, lengths: Sequence[str]) -> Grid:
 
 def _learned_text(variant: Json) -> str:
     """Return after how many tokens the longest training texts were learned, mean over the seeds that learned them."""
-    after = variant.get("learned_after")
-    if after is None:  # results from before this was kept
-        return "–"
+    after = variant["learned_after"]
     learned = [tokens for tokens in after if tokens is not None]
     if not learned:
         return "not"

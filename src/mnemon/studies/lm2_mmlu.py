@@ -114,7 +114,7 @@ class Lm2Mmlu(TextStudy):
         lines += published_lines("mmlu", "MMLU", "Accuracy in percent; models, training and questions are others.")
         grid = perplexity_grid(results["variants"], ("model", "text"), lambda v: (v["arm"], "held out"))
         lines += ["## Perplexity", "", PERPLEXITY_NOTE, "", grid.markdown()]
-        if results.get("text"):
+        if results["text"]:
             differences = comparison_grid(results["text"], ("model", "against"), lambda e: ("LM2", e["against"]))
             lines += ["## Bits per byte", "", COMPARISON_NOTE, "", differences.markdown()]
         return lines
@@ -122,7 +122,7 @@ class Lm2Mmlu(TextStudy):
     def findings(self, results: Json) -> list[str]:
         """Say what the memory costs."""
         found = [f"Which passage follows: {line}" for test in results["comparisons"] for line in _sentence(test)]
-        return found + [_text_sentence(entry["by_length"][0]) for entry in results.get("text", ())]
+        return found + [_text_sentence(entry["by_length"][0]) for entry in results["text"]]
 
     def claims(self, results: Json) -> list[Claim]:
         """Say whether memory is shown to help or to harm a skill that does not need it."""

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from mnemon.data.mqar import MqarSettings
 from mnemon.training.section import Length, Positive, Section, Share, check_tasks
@@ -37,16 +45,16 @@ class CurriculumSection(Section):
     share_shorter: Annotated[float, Field(ge=0, lt=1)] = 0.3
     start_stage: Annotated[int, Field(ge=0)] = 0
     min_stage_tokens: Annotated[int, Field(ge=0)] = 0
-    max_stage_tokens: int | list[int | None] | None = None
+    max_stage_tokens: Positive | Annotated[list[Positive | None], Field(min_length=1)] | None = None
     stop_when_learned: bool = False
 
-    @field_validator("max_stage_tokens", mode="before")
+    @field_validator("max_stage_tokens", mode="wrap")
     @classmethod
-    def _above_zero(cls, most: Any) -> Any:
-        values = most if isinstance(most, list) else [most]
-        if not values or any(value is not None and (type(value) is not int or value < 1) for value in values):
-            raise ValueError(f"expected a number of tokens above 0, null, or a list of these, got {most!r}")
-        return most
+    def _one_or_several(cls, most: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(most)
+        except ValidationError:  # whose lines are one per kind of value, none of which says what is expected
+            raise ValueError(f"expected a number of tokens above 0, null, or a list of these, got {most!r}") from None
 
     def most_tokens(self, stage: int) -> int | None:
         """Return the most tokens of stage number `stage`, None = any."""
