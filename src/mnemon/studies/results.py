@@ -187,7 +187,7 @@ def _variant_facts(
 
 def _learned_after(summary: Json, recipe: Recipe) -> int | None:
     """Return the tokens after which the last stage of the curriculum was learned, None where it was not."""
-    stages = summary["stages"]
+    stages = summary.get("stages", [])
     if len(stages) < len(recipe.data.stages) or stages[-1]["reason"] != LEARNED:
         return None
     return sum(stage["tokens"] for stage in stages)
