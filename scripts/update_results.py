@@ -3,17 +3,19 @@
     python scripts/update_results.py babilong-tiny=runs/eval/generated,runs/eval/real --readme babilong-tiny
 
 Several folders of one page stand below each other and, because they have samples of their own, side by side with
-unpaired intervals. The README block between the markers gets the first folder of the page named by --readme.
+unpaired intervals. FOLDER+FOLDER are one evaluation of several training seeds on the same samples, under the same
+labels. The README block between the markers gets the first folder of the page named by --readme.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mnemon.errors import ConfigError, DataError, MnemonError
 from mnemon.evaluation import tables
-from mnemon.evaluation.comparison import Comparison
+from mnemon.evaluation.comparison import Comparison, check_same_samples
 from mnemon.evaluation.plots import plot_accuracy_over_length
 from mnemon.evaluation.run import EvaluationRun, markdown_page, read_run
 from mnemon.evaluation.statistics import unpaired_difference
@@ -27,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Update the pages named on the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pages", nargs="+", metavar="NAME=FOLDER[,FOLDER...]", help="page and its finished evaluations")
+    pages_help = "page and its finished evaluations; FOLDER+FOLDER: training seeds of the same models"
+    parser.add_argument("pages", nargs="+", metavar="NAME=FOLDER[,FOLDER...]", help=pages_help)
     parser.add_argument("--readme", metavar="NAME", help="page whose first folder fills the block of the README")
     parser.add_argument("--root", type=Path, default=ROOT, help="root of the repository (default: this one)")
     options = parser.parse_args(arguments)
@@ -46,7 +49,7 @@ def update(pages: Sequence[str], readme: str | None, root: Path) -> None:
         name, equals, folders = page.partition("=")
         if not (name and equals and folders) or "/" in name:
             raise ConfigError(f"expected NAME=FOLDER[,FOLDER...], got {page!r}")
-        runs[name] = [read_run(Path(folder)) for folder in folders.split(",")]
+        runs[name] = [_read_seeds(part.split("+")) for part in folders.split(",")]
     if readme is not None and readme not in runs:
         raise ConfigError(f"--readme {readme}: no such page here; expected one of {', '.join(runs)}")
     results = root / "docs" / "results"
@@ -91,16 +94,20 @@ def readme_block(name: str, run: EvaluationRun) -> str:
 def overview(comparison: Comparison) -> Grid:
     """Arrange mean accuracies as model x length."""
     lines = []
-    for result in comparison.results:
+    parameters = {result.label: result.model.num_parameters for result in comparison.results}
+    for label in comparison.labels:
         cells = []
         for length in comparison.settings.lengths:
             best = comparison.best(length)
-            leads = best is not None and best.label == result.label
+            leads = best is not None and best.label == label
             text = tables.TableCell(
-                comparison.accuracy(result.label, length), leads, leads and best is not None and best.significant
+                comparison.accuracy(label, length),
+                leads,
+                leads and best is not None and best.significant,
+                comparison.spread(label, length),
             ).text()
             cells.append(f"**{text}**" if leads else text)
-        lines.append((result.label, f"{result.model.num_parameters:,}", *cells))
+        lines.append((label, f"{parameters[label]:,}", *cells))
     return Grid(("model", "parameters", *comparison.settings.lengths), tuple(lines))
 
 
@@ -110,6 +117,14 @@ def fill_block(text: str, block: str, name: str) -> str:
         raise DataError(f"{name}: expected {BEGIN} and then {END}, each once")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{block}{END}{rest.split(END)[1]}"
+
+
+def _read_seeds(folders: Sequence[str]) -> EvaluationRun:
+    """Read evaluations of several training seeds as one."""
+    runs = [read_run(Path(folder)) for folder in folders]
+    results = tuple(result for run in runs for result in run.results)
+    check_same_samples(results)
+    return replace(runs[0], results=results, command="; ".join(run.command for run in runs))
 
 
 def _side_by_side(runs: Sequence[EvaluationRun]) -> str:
@@ -126,7 +141,7 @@ def _side_by_side(runs: Sequence[EvaluationRun]) -> str:
                 lines.append((length, label, *texts))
     note = f"A: {_describe(runs[0])}. B: {'; '.join(_describe(run) for run in runs[1:])}.\n"
     grid = Grid(("length", "model", "A", "B", "B − A (points)"), tuple(lines))
-    method = "The samples differ, so the interval of the difference is Newcombe's for independent proportions.\n"
+    method = "The samples differ, so the interval of the difference is Newcombe's, made from the two intervals.\n"
     return f"{note}{method}\n{grid.markdown()}"
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,6 +158,17 @@ def invented_result(
     return BabilongResult(label, info, settings, {}, tuple(cells))
 
 
+def seeded(result: BabilongResult, seed: int, label: str = "", recipe: str = "tiny") -> BabilongResult:
+    """Give a result the training facts of a recipe and a seed."""
+    training = {**result.model.training, "name": recipe, "seed": seed}
+    return replace(result, label=label or result.label, model=replace(result.model, training=training))
+
+
+@pytest.fixture
+def give_seed() -> Callable[..., BabilongResult]:
+    return seeded
+
+
 @pytest.fixture
 def invent() -> Callable[..., BabilongResult]:
     return invented_result
@@ -171,4 +183,12 @@ def four_models() -> Comparison:
             invented_result("plain", lambda step, task: 0.95 - 0.3 * step),
             invented_result("window", lambda step, task: 0.9 if step == 0 else 0.3, role="window"),
         ]
+    )
+
+
+@pytest.fixture
+def two_seeds(four_models: Comparison) -> tuple[BabilongResult, ...]:
+    """Return the four models, each with two training seeds whose recipes have names of their own."""
+    return tuple(
+        seeded(result, seed, recipe=f"{result.label}-seed{seed}") for result in four_models.results for seed in (0, 1)
     )

@@ -8,6 +8,7 @@ from mnemon.errors import ConfigError, DataError
 from mnemon.evaluation.checkpoints import trained_layout, trained_tasks, training_facts
 from mnemon.evaluation.comparison import Comparison
 from mnemon.evaluation.controls import ModelSpec
+from mnemon.evaluation.results import BabilongResult
 from mnemon.evaluation.run import EvaluationRun, read_run, write_run
 from mnemon.evaluation.suite import (
     SuiteOptions,
@@ -26,6 +27,20 @@ def test_a_run_survives_its_folder(four_models: Comparison, tmp_path: Path) -> N
     assert {path.name for path in written} >= {"results.json", "predictions.jsonl", "table.md", "report.html"}
     assert all(path.stat().st_size > 100 for path in written)
     assert read_run(tmp_path) == run
+
+
+def test_training_seeds_of_one_label_survive_their_folder(
+    four_models: Comparison, two_seeds: tuple[BabilongResult, ...], tmp_path: Path
+) -> None:
+    run = EvaluationRun(two_seeds, "mnemon reproduce x")
+    write_run(tmp_path, run)
+    assert read_run(tmp_path) == run
+    assert run.comparison.labels == four_models.labels
+    assert run.comparison.names[:2] == ("LM2 (seed 0)", "LM2 (seed 1)")
+    assert "2 training seeds of each" in (tmp_path / "table.md").read_text()
+    page = (tmp_path / "report.html").read_text()
+    examples = page.split("<h2>Examples")[1].split("</section>")[0]
+    assert {line.count("<th>") + line.count("<td") for line in examples.split("<tr>")[1:]} == {3 + 8}
 
 
 def test_the_results_say_everything_without_the_predictions(four_models: Comparison, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from mnemon.errors import DataError
 from mnemon.evaluation.comparison import Comparison
+from mnemon.evaluation.results import BabilongResult
 from mnemon.evaluation.run import EvaluationRun, write_run
 
 
@@ -48,6 +49,21 @@ def test_pages_and_readme_are_written_from_results(script: ModuleType, root: Pat
     assert "| LM2 | 100,000 |" in readme
     assert script.main([page, "--readme", "tiny", "--root", str(root)]) == 0
     assert (root / "README.md").read_text() == readme
+
+
+def test_folders_of_training_seeds_are_one_evaluation(
+    script: ModuleType, root: Path, two_seeds: tuple[BabilongResult, ...]
+) -> None:
+    for seed in (0, 1):
+        (root / f"seed-{seed}").mkdir()
+        results = tuple(result for result in two_seeds if result.model.training["seed"] == seed)
+        write_run(root / f"seed-{seed}", EvaluationRun(results, f"mnemon eval seed-{seed}"))
+    page = f"tiny={root / 'generated'},{root / 'seed-0'}+{root / 'seed-1'}"
+    assert script.main([page, "--root", str(root)]) == 0
+    text = (root / "docs" / "results" / "tiny.md").read_text()
+    assert "2 training seeds of each" in text
+    assert "mnemon eval seed-0; mnemon eval seed-1" in text
+    assert script.main([f"tiny={root / 'seed-0'}+{root / 'seed-0'}", "--root", str(root)]) == 2
 
 
 @pytest.mark.parametrize("page", ["tiny", "tiny=", "a/b=x", "tiny=nowhere"])

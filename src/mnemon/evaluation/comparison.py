@@ -99,6 +99,16 @@ class Comparison:
         return tuple(self._members)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """A name per result: its label, with the training seed where a model has several."""
+        return tuple(
+            f"{result.label} (seed {result.model.training['seed']})"
+            if self.num_seeds(result.label) > 1
+            else result.label
+            for result in self.results
+        )
+
+    @property
     def lengths(self) -> tuple[str | None, ...]:
         """Lengths of the table; None for all of them together stands last, if it was asked for."""
         return (*self.settings.lengths, *([None] if self.over_lengths else []))

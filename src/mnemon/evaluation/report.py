@@ -89,12 +89,8 @@ def html_report(run: "EvaluationRun", comparison: Comparison, plots: Sequence[Pl
         section("Examples", _examples(comparison)),
     ]
     if len(comparison.labels) > 1:
-        note = (
-            "Exact McNemar test on the same samples, all tasks of a length together; differences in percentage points "
-        )
-        note += "with 95 % bootstrap intervals; Holm's correction over all lines of this table; bold: below 0.05."
-        tests = f'<p class="soft">{note}</p>' + grid_table(tables.test_grid(comparison))
-        sections.append(section("Paired tests", tests))
+        note = f'<p class="soft">{escape(tables.tests_note(comparison))}</p>'
+        sections.append(section("Paired tests", note + grid_table(tables.test_grid(comparison))))
     if tables.has_retrieval(comparison):
         found = f'<p class="soft">{escape(tables.RETRIEVAL_NOTE)}</p>' + grid_table(tables.retrieval_grid(comparison))
         sections.append(section("What the retriever found", found))
@@ -159,7 +155,7 @@ def _accuracy_table(comparison: Comparison) -> str:
 
 def _examples(comparison: Comparison) -> str:
     """Show questions on which the models disagree, at the longest length first, one per task in turn."""
-    labels, rule = comparison.labels, comparison.rule
+    rule = comparison.rule
     chosen: list[tuple[str, ...]] = []
     for length in reversed(comparison.settings.lengths):
         for task in comparison.settings.tasks:
@@ -170,7 +166,7 @@ def _examples(comparison: Comparison) -> str:
             texts = [_answer(a[index].output, m[index]) for a, m in zip(answers, marks, strict=True)]
             first = answers[0][index]
             chosen.append((escape(first.sample_id), escape(first.question), escape(first.target), *texts))
-    head = _cells("th", ["sample", "question", "right answer", *labels], numbers=False)
+    head = _cells("th", ["sample", "question", "right answer", *comparison.names], numbers=False)
     rows = "".join(
         f"<tr>{''.join(f'<td class=text>{text}</td>' for text in line)}</tr>" for line in chosen[:_MAX_EXAMPLES]
     )
@@ -194,7 +190,10 @@ def _making(run: "EvaluationRun", comparison: Comparison) -> str:
         "prompt layout": settings.layout,
         "decoding": f"greedy, at most {settings.max_new_tokens} new tokens",
         "headline rule": tables.RULE_NAMES[comparison.rule],
-        **{f"model {result.label}": _origin(result.model.source, result.generate_kwargs) for result in run.results},
+        **{
+            f"model {name}": _origin(result.model.source, result.generate_kwargs)
+            for name, result in zip(comparison.names, comparison.results, strict=True)
+        },
         **run.machine,
     }
     listing = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
@@ -211,8 +210,8 @@ def _origin(source: str, generate_kwargs: dict[str, object]) -> str:
 
 def _limits(comparison: Comparison) -> list[str]:
     limits = [
-        "The intervals and tests cover the choice of samples only: each model is one checkpoint of one training run, "
-        "and another seed may train differently.",
+        "The intervals and tests cover the choice of samples only where a model is one checkpoint of one training run; "
+        "another seed may train differently.",
         "Samples are cut to their length with the first model's tokenizer; another tokenizer counts the same text "
         "differently.",
         "Models trained on these tasks are measured on what they were trained for, not on other skills.",

@@ -1,14 +1,15 @@
 """A finished evaluation as a folder: written once everything is known, read back for reports and result pages.
 
 results.json        settings, machine, command, accuracy and time of every cell, paired tests
-predictions.jsonl   one line per answer of every model
+predictions.jsonl   one line per answer of every model, and training seed where models have several
 table.md            the tables
 *.png, *.svg        the figures
 report.html         all of it on one page that needs nothing else
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mnemon.files import atomic_write_bytes, atomic_write_json, atomic_write_tex
 
 FORMAT = "mnemon-evaluation-1"
 _CELL_FACTS = ("task", "length", "seconds", "prompt_tokens", "new_tokens", "retrieval")
+_Key = tuple[str, int | None, str, str]
 RESULTS, PREDICTIONS, TABLE, REPORT = "results.json", "predictions.jsonl", "table.md", "report.html"
 
 
@@ -90,16 +92,21 @@ def read_run(folder: Path) -> EvaluationRun:
     value = parse_json(read_text(path), str(path))
     if value.get("format") != FORMAT:
         raise DataError(f"{path}: expected format {FORMAT!r}, got {value.get('format')!r}")
-    predictions: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    predictions: dict[_Key, list[Mapping[str, Any]]] = {}
     lines = read_text(folder / PREDICTIONS).splitlines()
     for number, line in enumerate(lines, start=1):
         record = parse_object(line, where := f"{folder / PREDICTIONS}:{number}", ADVICE)
         for mark in ("exact", "official"):
             if not isinstance(record.get(mark), bool):
                 raise DataError(f"{where}: expected true or false under {mark!r}, got {record.get(mark)!r}")
-        key = (str(record.pop("model", "")), str(record.get("task")), str(record.get("length")))
+        model, seed = str(record.pop("model", "")), record.pop("training_seed", None)
+        key = (model, seed, str(record.get("task")), str(record.get("length")))
         predictions.setdefault(key, []).append(record)
-    results = tuple(_result(item, predictions, str(path)) for item in value.get("results", ()))
+    items = value.get("results", ())
+    seeds = _seeds_of_shared_labels(
+        [(item.get("label", ""), item.get("model", {}).get("training", {})) for item in items]
+    )
+    results = tuple(_result(item, predictions, str(path), seed=seed) for item, seed in zip(items, seeds, strict=True))
     reports = tuple(report_from_dict(item) for item in value.get("diagnostics", ()))
     prompt = value.get("example_prompt", "")
     return EvaluationRun(results, value.get("command", ""), value.get("machine", {}), prompt, reports)
@@ -130,8 +137,7 @@ def markdown_page(run: EvaluationRun) -> str:
         "".join(f"- {note}\n" for note in comparison.notes()),
     ]
     if len(comparison.labels) > 1:
-        head = "Paired tests over all tasks together (exact McNemar; difference with 95 % bootstrap interval):\n"
-        parts += [head, tables.test_grid(comparison).markdown()]
+        parts += [f"{tables.tests_note(comparison)}\n", tables.test_grid(comparison).markdown()]
     if tables.has_retrieval(comparison):
         parts += [f"{tables.RETRIEVAL_NOTE}\n", tables.retrieval_grid(comparison).markdown()]
     parts += ["Mean accuracy in percent by both scoring rules:\n", tables.rules_grid(comparison).markdown()]
@@ -153,12 +159,12 @@ def _result_summary(result: BabilongResult) -> dict[str, Any]:
 
 
 def _result(
-    value: Mapping[str, Any], predictions: Mapping[tuple[str, str, str], list[Mapping[str, Any]]], name: str
+    value: Mapping[str, Any], predictions: Mapping[_Key, list[Mapping[str, Any]]], name: str, *, seed: int | None
 ) -> BabilongResult:
     cells = []
     for cell in value.get("cells", ()):
         kept = {key: cell[key] for key in _CELL_FACTS if key in cell}
-        kept["predictions"] = predictions.get((value["label"], kept["task"], kept["length"]), [])
+        kept["predictions"] = predictions.get((value["label"], seed, kept["task"], kept["length"]), [])
         if len(kept["predictions"]) != cell.get("num_samples"):
             raise DataError(f"{name}: {PREDICTIONS} does not hold the answers of {value['label']}; evaluate again")
         cells.append(kept)
@@ -167,7 +173,15 @@ def _result(
 
 def _prediction_lines(run: EvaluationRun) -> str:
     lines = []
-    for result in run.results:
+    seeds = _seeds_of_shared_labels([(result.label, result.model.training) for result in run.results])
+    for result, seed in zip(run.results, seeds, strict=True):
+        model = {"model": result.label} if seed is None else {"model": result.label, "training_seed": seed}
         for prediction in result.predictions():
-            lines.append(json.dumps({"model": result.label, **asdict(prediction)}, ensure_ascii=False) + "\n")
+            lines.append(json.dumps({**model, **asdict(prediction)}, ensure_ascii=False) + "\n")
     return "".join(lines)
+
+
+def _seeds_of_shared_labels(models: Sequence[tuple[str, Mapping[str, Any]]]) -> list[int | None]:
+    """Return the training seed of every model whose label another one has too, else None."""
+    shared = Counter(label for label, _ in models)
+    return [training.get("seed") if shared[label] > 1 else None for label, training in models]

@@ -162,6 +162,21 @@ def test_grid(comparison: Comparison) -> Grid:
     return Grid(head, tuple(_test_line(test) for test in comparison.tests if test.task is None))
 
 
+def tests_note(comparison: Comparison) -> str:
+    """Say how the paired tests over all tasks of a length were made."""
+    several = _has_seeds(comparison)
+    method = (
+        "crossed bootstrap over training seeds and samples, where both models have one seed exact McNemar and bootstrap"
+        if several
+        else "exact McNemar, bootstrap"
+    )
+    return (
+        "Paired tests on the same samples, all tasks of a length together; differences in percentage points with 95 % "
+        f"intervals ({method}); {CORRECTIONS[comparison.correction]}'s correction over all lines of this table; bold: "
+        f"below {SIGNIFICANCE}."
+    )
+
+
 RETRIEVAL_NOTE = (
     "What the retriever found: tokens of a text that were read, and recall, the mean share of a question's supporting "
     "facts that stand whole in them, with its 95 % Wilson interval over questions."
@@ -177,14 +192,16 @@ def retrieval_grid(comparison: Comparison) -> Grid:
     """Arrange what was retrieved: one line per length and model, recall by task and over all."""
     settings, lines = comparison.settings, []
     for length in settings.lengths:
-        for result in (result for result in comparison.results if result.model.retrieval):
+        for name, result in zip(comparison.names, comparison.results, strict=True):
+            if not result.model.retrieval:
+                continue
             cells = [result.cell(task, length) for task in settings.tasks]
             counts = [cell.retrieval for cell in cells if cell.retrieval is not None]
             asked = sum(len(cell.predictions) for cell in cells)
             recalls = [_recall_text([cell.retrieval]) for cell in cells]
             read = f"{sum(count.text_tokens for count in counts) / asked:,.0f}"
             seconds = f"{sum(count.seconds for count in counts) / asked:.3f}"
-            lines.append((length, result.label, *recalls, _recall_text(counts, interval=True), read, seconds))
+            lines.append((length, name, *recalls, _recall_text(counts, interval=True), read, seconds))
     last = ("recall [95 %]", "tokens read", "seconds per text")
     return Grid(("length", "model", *settings.tasks, *last), tuple(lines))
 
@@ -232,13 +249,21 @@ def caption(comparison: Comparison) -> str:
     per_cell = {len(cell.predictions) for cell in comparison.results[0].cells}
     counts = "–".join(str(n) for n in sorted({min(per_cell), max(per_cell)}))
     where = " (in brackets)" if comparison.settings.samples_at else ""
-    several = any(comparison.num_seeds(label) > 1 for label in comparison.labels)
-    text = f"{counts} samples per task and length{where}, the same for every model; 95 % Wilson intervals."
-    if several:
-        seeds = ", ".join(f"{label} {comparison.num_seeds(label)}" for label in comparison.labels)
+    several = _has_seeds(comparison)
+    text = f"{counts} samples per task and length{where}, the same for every model; "
+    seeds = {label: comparison.num_seeds(label) for label in comparison.labels}
+    if not several:
+        text += "95 % Wilson intervals."
+    elif len(set(seeds.values())) == 1:
         text += (
-            f" Training seeds: {seeds}; ± is the standard deviation over seeds; an interval of several seeds covers "
-            "the choice of seeds and samples (crossed bootstrap)."
+            f"{seeds[comparison.labels[0]]} training seeds of each, ± is the standard deviation over them; 95 % "
+            "intervals cover the choice of seeds and samples (crossed bootstrap)."
+        )
+    else:
+        listing = ", ".join(f"{label} {count}" for label, count in seeds.items())
+        text += (
+            f"95 % Wilson intervals. Training seeds: {listing}; ± is the standard deviation over seeds; an interval "
+            "of several seeds covers the choice of seeds and samples (crossed bootstrap)."
         )
     if len(comparison.labels) > 1:
         method = "McNemar, with several seeds crossed bootstrap" if several else "McNemar"
@@ -247,6 +272,10 @@ def caption(comparison: Comparison) -> str:
         text += f" Bold: best. ★: better than {rival} ({method}, {correction}-corrected p < {SIGNIFICANCE})."
     level = comparison.majority_level()
     return text if level is None else f"{text} Always the most frequent answer: {100 * level:.0f} % on average."
+
+
+def _has_seeds(comparison: Comparison) -> bool:
+    return any(comparison.num_seeds(label) > 1 for label in comparison.labels)
 
 
 def p_text(p_value: float) -> str:

@@ -132,7 +132,9 @@ class Lm2Table1(Study):
         """Write an evaluation per range of lengths: predictions, tables, every paired test, a report."""
         folders = []
         for compared in zip(*_by_seed(measures), strict=True):
+            labels = [result.label for result in compared[0]]
             every = [result for seed in compared for result in seed]
+            every.sort(key=lambda result: labels.index(result.label))
             is_near = parse_length(every[0].settings.lengths[0]) <= _FULL_ATTENTION_TO
             folders.append(root / "evaluation" / _RANGES[0 if is_near else 1])
             write_run(folders[-1], EvaluationRun(tuple(every), results["command"], results["machine"]))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,6 @@ def write_babilong(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
-
-
-def seeded(result: BabilongResult, seed: int, label: str = "", recipe: str = "tiny") -> BabilongResult:
-    """Give a result the training facts of a recipe and a seed."""
-    training = {**result.model.training, "name": recipe, "seed": seed}
-    return replace(result, label=label or result.label, model=replace(result.model, training=training))
 
 
 @pytest.fixture
@@ -86,8 +79,3 @@ def write_training(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
-
-
-@pytest.fixture
-def give_seed() -> Callable[..., BabilongResult]:
-    return seeded

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mnemon.cli.app import main
+from mnemon.evaluation.run import EvaluationRun, write_run
 
 Write = Callable[..., Path]
 
@@ -70,7 +71,15 @@ def test_seeds_of_one_recipe_are_one_model_with_a_spread(
     assert main(["compare", *map(str, runs)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"\d+±\d+★ \[\d+–\d+\]", printed)
-    assert "Training seeds: LM2 3, plain 3" in printed.replace("\n", " ")
+    assert "3 training seeds of each" in " ".join(printed.split())
+
+
+def test_seeds_of_one_evaluation_stay_one_model(
+    two_seeds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, EvaluationRun(two_seeds, "mnemon reproduce lm2-table1"))
+    (section,) = compared(capsys, tmp_path)["sections"]
+    assert {(row["model"], row["seeds"]) for row in section["rows"]} >= {("LM2", 2), ("LM2 (knocked out)", 2)}
 
 
 def test_rows_with_retrieval_are_grouped_by_their_retriever(

@@ -169,6 +169,7 @@ def _texts(row: TableRow, all_intervals: bool) -> list[str]:
 
 def _babilong_entry(source: Source, run: EvaluationRun, result: BabilongResult) -> Entry:
     model = result.model
+    is_one_of_several = sum(other.label == result.label for other in run.results) > 1
     options = ", ".join(f"{key}={value}" for key, value in result.generate_kwargs.items())
     kind = (
         *(model.role, model.model_type, model.num_parameters, model.num_memory_parameters, options),
@@ -179,7 +180,7 @@ def _babilong_entry(source: Source, run: EvaluationRun, result: BabilongResult) 
         source.name,
         source.prefix,
         is_alone=len(run.results) == 1,
-        recipe=str(model.training.get("name", "")),
+        recipe=result.label if is_one_of_several else str(model.training.get("name", "")),
         seed=model.training.get("seed"),
         variant=_variant(result),
         kind=kind,
