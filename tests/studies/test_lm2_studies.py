@@ -123,19 +123,19 @@ def test_a_report_says_what_was_found_beyond_training_and_what_is_left_at_the_lo
     study = Lm2Table1()
     results = study.analyse([], json.loads(json.dumps(measures)))
     found = study.findings(results)
-    assert found[0].startswith("LM2 is ahead of plain from 4k to 4k tokens: +75.0 points [")
-    assert found[1].startswith("LM2 is ahead of RMT from 4k to 128k tokens: +75.0 points [")
-    assert found[2].startswith("RMT cannot be told from plain from 4k to 4k tokens: +0.0 points [")
+    assert found[0].startswith("LM2 is ahead of plain from 4k to 4k tokens, in points: +75.0 [")
+    assert found[1].startswith("LM2 is ahead of RMT from 4k to 128k tokens, in points: +75.0 [")
+    assert found[2].startswith("RMT cannot be told from plain from 4k to 4k tokens, in points: +0.0 [")
     assert found[3].startswith("LM2 at 128k: qa1 100 % [")
     assert "ARMT-137M 100" in found[3]
     (claim,) = study.claims(results)
     assert "(LM2, Table 1)" in claim.paper
-    assert claim.here == "Holds: ahead of plain, RMT."
+    assert claim.here.startswith("Holds: ahead of plain, RMT. The lead over RMT in points: +75.0 [")
     against = {test["second"]: test for test in results["beyond"] if test["first"] == "LM2"}
     against["RMT"]["corrected_p"] = 0.2
-    assert study.claims(results)[0].here == "Holds in part: ahead of plain; not shown against RMT."
+    assert study.claims(results)[0].here.startswith("Holds in part: ahead of plain; not shown against RMT. The lead")
     against["plain"]["difference"]["mean"] = -0.1
-    assert study.claims(results)[0].here == "Not shown: ahead of none; not shown against plain, RMT."
+    assert study.claims(results)[0].here.startswith("Not shown: ahead of none; not shown against plain, RMT. The")
     summary = "\n".join(study.summary(results))
     assert "| model | role | 4k | 128k |" in summary
     assert "| 4k to 128k | LM2 − RMT | 100 | 25 |" in summary

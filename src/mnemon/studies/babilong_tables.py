@@ -21,7 +21,7 @@ from mnemon.evaluation.samples import parse_length
 from mnemon.evaluation.tables import Grid, p_text
 from mnemon.metrics.intervals import within
 from mnemon.studies.comparisons import add_corrected
-from mnemon.studies.study import Json
+from mnemon.studies.study import Json, points_text
 
 Marks = NDArray[np.float64]
 """Right (1) or wrong (0) per training seed and question, [S, N]."""
@@ -177,11 +177,10 @@ def difference_grid(tests: Sequence[Json], label: str) -> Grid:
 
 def texts_of(test: Json) -> tuple[str, str, str]:
     """Write a test out: difference with interval, by seed, p value (bold where the corrected one is below 0.05)."""
-    low, mean, high = (f"{100 * test['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
     seeds = " ".join(f"{100 * value:+.1f}" for value in test["by_seed"])
     p_value = p_text(test["corrected_p"])
     marked = f"**{p_value}**" if test["corrected_p"] < SIGNIFICANCE else p_value
-    return f"{mean} [{low}, {high}]", seeds, marked
+    return points_text(test), seeds, marked
 
 
 def verdicts(tests: Sequence[Json], label: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from mnemon.evaluation.tables import Grid, p_text
 from mnemon.metrics.perplexity import token_losses
 from mnemon.studies.babilong_tables import paired
 from mnemon.studies.equal_size import as_large_as
-from mnemon.studies.study import Claim, Json, PlannedRun, Scale, Variant
+from mnemon.studies.study import Claim, Json, PlannedRun, Scale, Variant, points_text
 from mnemon.studies.text_study import (
     COMPARISON_NOTE,
     PERPLEXITY_NOTE,
@@ -165,10 +165,9 @@ def choose(model: Any, blocks: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _sentence(test: Json) -> list[str]:
-    low, mean, high = (f"{100 * test['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
     seeds = len(test["by_seed"])
     return [
-        f"LM2 minus plain: {mean} points [{low}, {high}], p {p_text(test['p_value'])}, {seeds} seed(s), on the same "
+        f"LM2 minus plain, in points: {points_text(test)}, p {p_text(test['p_value'])}, {seeds} seed(s), on the same "
         f"questions. A loss of more than {max(0.0, -100 * test['difference']['low']):.1f} points is excluded by the "
         "interval" + ("." if seeds > 1 else "; another training seed may differ."),
     ]

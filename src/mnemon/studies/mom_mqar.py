@@ -19,7 +19,7 @@ from mnemon.studies import memory_arms
 from mnemon.studies.comparisons import add_corrected, paired_difference
 from mnemon.studies.execution import read_json
 from mnemon.studies.memory_arms import ARMS, ATTENTION
-from mnemon.studies.study import Claim, Json, PlannedRun, Scale, Study, Variant, state_text
+from mnemon.studies.study import Claim, Json, PlannedRun, Scale, Study, Variant, points_text, state_text
 from mnemon.training.data_sections import MqarData
 from mnemon.training.recipe import MoMOptions, Recipe
 from mnemon.training.run import SUMMARY_FILE
@@ -297,12 +297,7 @@ _DIFFERENCE_HEAD = ("difference", "by seed", "p (Holm)")
 
 def _difference_cells(entry: Json) -> tuple[str, str, str]:
     seeds = " ".join(f"{100 * value:+.1f}" for value in entry["by_seed"])
-    return _points(entry), seeds, p_text(entry["corrected_p"])
-
-
-def _points(entry: Json) -> str:
-    low, mean, high = (f"{100 * entry['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
-    return f"{mean} [{low}, {high}]"
+    return points_text(entry), seeds, p_text(entry["corrected_p"])
 
 
 def _rule_grid(results: Json) -> Grid:
@@ -323,7 +318,7 @@ def _rule_grid(results: Json) -> Grid:
 
 
 def _gain(comparison: Json) -> tuple[str, str]:
-    return _points(comparison), comparison["verdict"]
+    return points_text(comparison), comparison["verdict"]
 
 
 def _accuracy_grid(variants: Sequence[Json]) -> Grid:

@@ -185,6 +185,12 @@ class Study(ABC):
         """Draw the figures of the page."""
 
 
+def points_text(test: Json) -> str:
+    """Write the difference of a paired test in percentage points with its interval: "+7.0 [+3.1, +10.9]"."""
+    low, mean, high = (f"{100 * test['difference'][end]:+.1f}" for end in ("low", "mean", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def state_text(variant: Json) -> str:
     """Write the bytes that a variant of `results.json` carries at the longest length; unknown of launched runs."""
     known = variant["state_bytes"]
