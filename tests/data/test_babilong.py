@@ -208,6 +208,8 @@ def test_options_out_of_range_are_refused_at_once(
 def test_a_length_no_story_fits_into_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError, match="no story of qa3 fits into 20 tokens"):
         next(generate("qa3", 20, 1, tokenizer))
+    with pytest.raises(ConfigError, match=r"qa3 has hardly a story with at most 2 facts; .*data\.fact_limits"):
+        next(generate("qa3", 0, 1, tokenizer, max_facts=2))
     with pytest.raises(ConfigError, match="none of the 1 stories fits into 5 tokens"):
         next(generate("qa1", 5, 1, tokenizer, stories=babi.generate("qa1", 1, 0)))
 

@@ -140,10 +140,7 @@ def _generated_pairs(maker: _Maker, name: str, split: Split, start: int) -> Iter
                 yield story, question, names, rng
                 break
         else:
-            raise ConfigError(
-                f"no story of {maker.task}{maker.limit()} fits into {maker.target} tokens; "
-                "use a greater length or reserve less"
-            )
+            raise ConfigError(maker.refusal())
 
 
 def _given_pairs(maker: _Maker, stories: Sequence[Story], name: str, start: int) -> Iterator[Pair]:
@@ -176,9 +173,12 @@ class _Maker:
             return True
         return len(facts) * TOKENS_PER_FACT <= self.length and self.haystack.fact_tokens(facts) <= self.target
 
-    def limit(self) -> str:
-        """Say how many facts are allowed, for messages."""
-        return "" if self.max_facts is None else f" with at most {self.max_facts} facts"
+    def refusal(self) -> str:
+        """Say that no story fits, and what to do."""
+        limit = "" if self.max_facts is None else f" with at most {self.max_facts} facts"
+        if self.length == 0:
+            return f"{self.task} has hardly a story{limit}; allow more facts (in a recipe: data.fact_limits)"
+        return f"no story of {self.task}{limit} fits into {self.target} tokens; use a greater length or reserve less"
 
     def make(self, story: Story, question: Question, names: Names, rng: random.Random, name: str) -> Sample:
         """Hide one story's facts in background text and return the sample.
