@@ -74,6 +74,17 @@ def test_seeds_of_one_recipe_are_one_model_with_a_spread(
     assert "3 training seeds of each" in " ".join(printed.split())
 
 
+def test_runs_of_a_study_are_seeds_of_their_variant(write_training: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        write_training(f"{arm}{seed}", seed=seed, recipe=f"{arm}-seed{seed}")
+        for arm in ("lm2", "plain")
+        for seed in (0, 1)
+    ]
+    alone, *_ = runs
+    assert {row["model"] for row in compared(capsys, *runs)["sections"][0]["rows"]} == {"lm2", "plain"}
+    assert [row["model"] for row in compared(capsys, alone)["sections"][0]["rows"]] == ["lm2-seed0"]
+
+
 def test_seeds_of_one_evaluation_stay_one_model(
     two_seeds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,7 @@ def final_labels(entries: Sequence[Entry], *, separate_seeds: bool = False) -> l
     groups: dict[Hashable, list[int]] = {}
     for index, entry in enumerate(entries):
         if entry.recipe and entry.seed is not None:
-            groups.setdefault((entry.prefix, entry.recipe, entry.variant, entry.kind), []).append(index)
+            groups.setdefault((entry.prefix, _recipe(entry), entry.variant, entry.kind), []).append(index)
     members: dict[int, int] = {}
     for indices in groups.values():
         seeds = [entries[index].seed for index in indices]
@@ -71,8 +71,13 @@ def final_labels(entries: Sequence[Entry], *, separate_seeds: bool = False) -> l
     return labels
 
 
+def _recipe(entry: Entry) -> str:
+    """Return the name that all seeds of a recipe have; a study's runs are called "lm2-seed0", "lm2-seed1"."""
+    return entry.recipe.removesuffix(f"-seed{entry.seed}")
+
+
 def _group_name(entry: Entry) -> str:
-    return f"{entry.prefix}{entry.variant}" if entry.prefix else f"{entry.recipe}{entry.variant}"
+    return f"{entry.prefix or _recipe(entry)}{entry.variant}"
 
 
 def _refuse_same_labels(entries: Sequence[Entry], labels: Sequence[str], groups: Sequence[int]) -> None:
