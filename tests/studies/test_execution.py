@@ -184,7 +184,8 @@ def test_a_study_that_is_kept_with_its_page_goes_on_by_the_command_it_names(name
     changes = tuple(value for option, value in itertools.pairwise(words) if option == "--set")
     study, scale = Order(name, size).resolve()
     variants = choose_variants(study, scale, base_recipe(study, scale, changes), ())
-    runs = plan_runs(study, scale, variants, scale.seeds, changes)
+    seeds = int(words[words.index("--seeds") + 1]) if "--seeds" in words else scale.seeds
+    runs = plan_runs(study, scale, variants, seeds, changes)
     finished = {run.folder(tmp_path) for run in runs if is_finished(run, tmp_path)}
     assert finished == {path.parent for path in tmp_path.glob("runs/*/*/*/measures.json")}
     assert finished
