@@ -209,7 +209,7 @@ def test_a_quick_run_writes_results_page_and_figure(
     assert [(cell.model, cell.prefix, len(cell.seconds)) for cell in run.cells] == [
         ("plain", 64, 2), ("lm2", 64, 2), ("plain", 256, 2), ("lm2", 256, 2)
     ]  # fmt: skip
-    assert run.of("plain")[-1].peak_bytes > 0  # a cache that grew; the other peaks are two or three pages of memory
+    assert all(cell.peak_bytes >= cell.state_bytes > 0 for cell in run.cells)
     script = runpy.run_path(str(repository / "scripts" / "update_benchmarks.py"))
     assert script["main"](["--generation", str(folder), "--root", str(tmp_path)]) == 0
     copied = (tmp_path / "docs" / "results" / "bench-generation.md").read_text()

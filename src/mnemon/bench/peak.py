@@ -5,9 +5,11 @@ those of libraries come and go while a process waits. On CUDA it is the allocato
 `python -m mnemon.bench.peak JSON` is the process; it prints one JSON object.
 """
 
+import ctypes
 import gc
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -124,6 +126,7 @@ class PeakMeter:
             work()
             torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device) - self._before
+        _give_back_freed_memory()
         if _status("VmRSS") is not None:
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the recorded peak starts again from here
         work()
@@ -139,6 +142,7 @@ class PeakMeter:
             import torch
 
             return torch.cuda.memory_allocated(self._device)
+        _give_back_freed_memory()
         return resident_bytes() - _of_files()
 
 
@@ -151,6 +155,12 @@ def resident_bytes() -> int:
 def _of_files() -> int:
     """Return the bytes of files, such as libraries, in the resident set; 0 on systems that do not tell."""
     return sum(_status(field) or 0 for field in ("RssFile", "RssShmem"))
+
+
+def _give_back_freed_memory() -> None:
+    """Let glibc return every free page: work would otherwise find its first pages where something was freed before."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak_ever() -> int:
