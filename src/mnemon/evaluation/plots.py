@@ -158,6 +158,11 @@ def capability_groups(tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return {name: group for name, group in chosen.items() if group}
 
 
+def side_step(index: int, count: int) -> float:
+    """Return how far model `index` of `count` stands beside a category, so that the bars of equal models stay apart."""
+    return (index - (count - 1) / 2) * min(0.07, 0.4 / count)
+
+
 def _draw_lines(axes: Any, comparison: Comparison, task: str | None, *, small: bool = False) -> None:
     lengths, labels = comparison.settings.lengths, comparison.labels
     for index, label in enumerate(labels):
@@ -165,8 +170,7 @@ def _draw_lines(axes: Any, comparison: Comparison, task: str | None, *, small: b
         mean = np.array([100 * interval.mean for interval in intervals])
         low = np.array([100 * interval.low for interval in intervals])
         high = np.array([100 * interval.high for interval in intervals])
-        # Side by side within a category, so that the bars of equal models stay apart.
-        place = np.arange(len(lengths)) + (index - (len(labels) - 1) / 2) * min(0.07, 0.4 / len(labels))
+        place = np.arange(len(lengths)) + side_step(index, len(labels))
         style = series_style(index)
         if len(labels) <= _MOST_AREAS:
             axes.fill_between(place, low, high, color=style["color"], alpha=0.08, linewidth=0)

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from mnemon.evaluation.plots import GRID_COLOUR, STYLE, Plot, finish, series_style
+from mnemon.evaluation.plots import GRID_COLOUR, STYLE, Plot, finish, series_style, side_step
 from mnemon.studies.memory_arms import ARMS, ATTENTION
 from mnemon.studies.study import Json
 
@@ -106,10 +106,9 @@ def accuracy_over_length(rows: Sequence[Json]) -> Plot:
             values = [100 * mean["mean"] for mean in means]
             below = [100 * (mean["mean"] - mean["low"]) for mean in means]
             above = [100 * (mean["high"] - mean["mean"]) for mean in means]
-            places = [lengths.index(length) for length in row["cells"]]
-            axes.errorbar(
-                places, values, [below, above], label=row["label"], capsize=2, markersize=5, **series_style(number)
-            )
+            places = [lengths.index(length) + side_step(number, len(rows)) for length in row["cells"]]
+            look = {"capsize": 2, "markersize": 5, "elinewidth": 1, **series_style(number)}
+            axes.errorbar(places, values, [below, above], label=row["label"], **look)
         axes.set_xticks(range(len(lengths)), lengths)
         axes.set_ylim(-3, 103)
         axes.set_xlabel("tokens of text")
