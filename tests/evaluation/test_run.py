@@ -41,6 +41,10 @@ def test_training_seeds_of_one_label_survive_their_folder(
     page = (tmp_path / "report.html").read_text()
     examples = page.split("<h2>Examples")[1].split("</section>")[0]
     assert {line.count("<th>") + line.count("<td") for line in examples.split("<tr>")[1:]} == {3 + 8}
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"training_seed": 1', '"training_seed": [1]'))
+    with pytest.raises(DataError, match=r"expected a whole number under 'training_seed', got \[1\]"):
+        read_run(tmp_path)
 
 
 def test_the_results_say_everything_without_the_predictions(four_models: Comparison, tmp_path: Path) -> None:

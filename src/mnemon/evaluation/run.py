@@ -100,6 +100,8 @@ def read_run(folder: Path) -> EvaluationRun:
             if not isinstance(record.get(mark), bool):
                 raise DataError(f"{where}: expected true or false under {mark!r}, got {record.get(mark)!r}")
         model, seed = str(record.pop("model", "")), record.pop("training_seed", None)
+        if seed is not None and type(seed) is not int:
+            raise DataError(f"{where}: expected a whole number under 'training_seed', got {seed!r}")
         key = (model, seed, str(record.get("task")), str(record.get("length")))
         predictions.setdefault(key, []).append(record)
     items = value.get("results", ())

@@ -86,5 +86,6 @@ def _refuse_same_labels(entries: Sequence[Entry], labels: Sequence[str], groups:
     for label, count in counts.items():
         if count > 1:
             sources = [entry.source for entry, name in zip(entries, labels, strict=True) if name == label]
+            sources = list(dict.fromkeys(sources)) if len(set(sources)) > 1 else sources[:2]  # seeds share theirs
             example = " ".join(f"{chr(65 + number)}={source}" for number, source in enumerate(sources[:2]))
             raise ConfigError(f"the label {label!r} stands in {' and '.join(sources)}; name the runs: {example}")
