@@ -30,6 +30,7 @@ LONG = 5 * BLOCK + 3
 @pytest.fixture(autouse=True)
 def _short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mnemon.models.modeling_mom._BLOCK_LENGTH", BLOCK)
+    monkeypatch.setattr("mnemon.models.modeling_lm2._CALL_LENGTH", BLOCK)
 
 
 def case(name: str) -> MemoryModel:
@@ -64,6 +65,17 @@ def next_logits(model: MemoryModel, state: MemoryState, ids: torch.Tensor) -> to
 def test_any_cut_gives_the_same_bits(name, cuts, seed):
     model, ids = case(name), tokens(2, LONG, seed)
     assert digest(in_pieces(model, ids, sorted(cuts))) == digest(model.memorize(ids))
+
+
+@settings(max_examples=8)
+@given(cuts=st.sets(st.integers(1, LONG - 1), max_size=5), seed=st.integers(0, 9))
+def test_any_cut_gives_the_same_bits_where_a_block_is_several_segments(cuts, seed):
+    model, ids = case("llama-layer-full"), tokens(2, LONG, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mnemon.models.modeling_lm2._CALL_LENGTH", 2 * BLOCK)
+        whole = model.memorize(ids)
+        assert whole.counts == (4 * BLOCK, 4 * BLOCK)
+        assert digest(in_pieces(model, ids, sorted(cuts))) == digest(whole)
 
 
 @every_case

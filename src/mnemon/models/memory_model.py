@@ -388,13 +388,15 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
         """
         batch_size, width = inputs.shape[:2]
         length, depth = self.config.segment_length, self.config.bptt_segments
-        total = count_calls(mask, width, state.counts, length)
+        # Gradients are cut between segments, so between calls.
+        at_once = 1 if depth and torch.is_grad_enabled() else self.call_length // length
+        total = count_calls(mask, width, state.counts, length, at_once)
         if total == 0:  # every token is masked: nothing happens
             return self._no_logits(inputs, wanted), state
         self.segmented.prepare()
         run: Any = partial(checkpoint, runner.run, use_reentrant=False) if self._recomputes else runner.run
         collector = ColumnCollector(batch_size, width, wanted)
-        for number, call in enumerate(plan_calls(mask, width, state.counts, length)):
+        for number, call in enumerate(plan_calls(mask, width, state.counts, length, at_once)):
             if depth and number and (total - number) % depth == 0:
                 state = state.detach()
             writes = carry_on or number + 1 < total

@@ -1,12 +1,15 @@
-"""One segment of a decoder with memory banks: read the bank, gather what will be written, update at the end.
+"""Segments of a decoder with memory banks: read the bank, gather what will be written, update at the end.
+
+Where a bank runs through several blocks, the first block reads what the last one wrote, so the decoder is called once
+per segment. Where every bank belongs to one block, nothing a block reads comes from a later block: one call then takes
+several segments through a block at once, and only the reads and writes of the bank go from segment to segment.
 
 `MemorySegments.run` is a pure function of tokens and state, so that training may recompute it instead of keeping it.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +18,8 @@ from torch import Tensor
 from mnemon.layers.joint_banks import JointBanks, can_be_joined
 from mnemon.layers.memory_bank import GateValues, MemoryBank, SegmentRead, WriteStatistics, rms_normalise, state_dtype
 from mnemon.layers.memory_diagnostics import MemoryDiagnostics, written_share
-from mnemon.models.graft import attached
+from mnemon.models.decoder_state import DecoderState
+from mnemon.models.graft import MemoryTerm, attached
 from mnemon.models.segmented_decoder import SegmentedDecoder, call_tensor
 from mnemon.models.segments import SegmentCall, complete_rows, where_rows
 from mnemon.models.state import LM2State
@@ -63,7 +67,7 @@ class MemorySegments:
     def run(
         self, inputs: Tensor, call: SegmentCall, state: LM2State, slots: np.ndarray, writes: bool
     ) -> tuple[Tensor, LM2State]:
-        """Run one call of the decoder, within one segment of every row.
+        """Run one call of the decoder, within one segment of every row or over several.
 
         Args:
             inputs: the call's tokens [B, width] or embeddings [B, width, D].
@@ -74,81 +78,131 @@ class MemorySegments:
         Returns:
             Logits [B, len(slots), V] and the new state.
         """
+        if not self.banks:
+            logits, decoder = self._decode(inputs, call, state, slots)
+            return logits, replace(state, decoder=decoder)
+        if call.width > self.decoder.segment_length:
+            return self._run_several(inputs, call, state, slots, writes)
+        part = _Part.of(call, self.decoder.segment_length, state.bank.device)
         segments = self._open(state)
         statistics = list(state.statistics)
-        with self._attached(call, state, segments, statistics if writes else None):
-            logits, decoder = self.decoder.run(inputs, call, state.decoder, slots, self.keep_pieces, self.recomputes)
+        banks, kept = self._by_block(state.bank), self._by_block(state.kept)
+
+        def term(order: int, h: Tensor, x: Tensor, branch: Tensor) -> Tensor:
+            queries = self.banks[order].read_queries(x)
+            joined = self._read(order, queries, branch, segments[order], banks[order], kept[order], part)
+            if writes:
+                statistics[order] = self._gather(order, h + joined, segments[order], statistics[order], part)
+            return joined
+
+        with self._attached(term):
+            logits, decoder = self._decode(inputs, call, state, slots)
         # With gradients nobody stops inside a segment, and the projections would only hold on to their graph.
         projections = () if torch.is_grad_enabled() else segments
         state = replace(state, decoder=decoder, statistics=tuple(statistics), projections=projections)
-        return logits, self._close(state, call) if self.banks and writes and call.completes.any() else state
+        return logits, self._close(state, part) if writes and part.completes else state
+
+    def _run_several(
+        self, inputs: Tensor, call: SegmentCall, state: LM2State, slots: np.ndarray, writes: bool
+    ) -> tuple[Tensor, LM2State]:
+        """Run one call of the decoder over several segments of every row: `run` for banks of one block each."""
+        length, device = self.decoder.segment_length, state.bank.device
+        parts = [_Part.of(part, length, device) for part in call.segments(length)]
+        banks, kept, statistics = list(state.bank.unbind(1)), list(state.kept.unbind(1)), list(state.statistics)
+        rates = state.write_rates
+
+        def term(order: int, h: Tensor, x: Tensor, branch: Tensor) -> Tensor:
+            nonlocal rates
+            joined: list[Tensor] = []
+            widths = [part.width for part in parts]
+            queries = self.banks[order].read_queries(x)
+            pieces = zip(parts, h.split(widths, 1), queries.split(widths, 2), branch.split(widths, 1), strict=True)
+            for number, (part, *piece) in enumerate(pieces):
+                residual, asked, attended = piece
+                segment = self.banks[order].open_segment(_normalised(banks[order]))
+                joined.append(self._read(order, asked, attended, segment, banks[order], kept[order], part))
+                if not writes and number + 1 == len(parts):
+                    continue
+                past = self._gather(order, residual + joined[-1], segment, statistics[order], part)
+                statistics[order] = past
+                if part.completes:
+                    updated, gates = self.banks[order].update(banks[order], past)
+                    rates = None if rates is None else _counted(rates, gates, part.complete)
+                    banks[order], kept[order] = self._renewed(order, banks[order], kept[order], updated, gates, part)
+                    statistics[order] = _where_rows(part.complete, self._empty(state.batch_size), past)
+            return torch.cat(joined, dim=1)
+
+        with self._attached(term):
+            logits, decoder = self._decode(inputs, call, state, slots)
+        return logits, replace(
+            state,
+            decoder=decoder,
+            bank=_stacked(banks),
+            kept=_stacked(kept),
+            statistics=tuple(statistics),
+            projections=(),
+            write_rates=rates,
+        )
+
+    def _decode(
+        self, inputs: Tensor, call: SegmentCall, state: LM2State, slots: np.ndarray
+    ) -> tuple[Tensor, DecoderState]:
+        return self.decoder.run(inputs, call, state.decoder, slots, self.keep_pieces, self.recomputes)
+
+    def _attached(self, term: MemoryTerm) -> Any:
+        return attached(self.decoder.blocks, self.decoder.joins, self.indices, term)
+
+    def _by_block(self, layers: Tensor) -> list[Tensor]:
+        """Return the bank of every block, from [B, layers, J, W]."""
+        found = list(layers.unbind(1))
+        return found * len(self.banks) if self.is_depth else found
 
     def _open(self, state: LM2State) -> tuple[SegmentRead, ...]:
         """Return every block's projections of the bank its tokens read."""
-        if not self.banks or state.projections:
-            return state.projections if self.banks else ()
-        # Before the first update all rows are one and the same expanded bank: project it once.
-        is_initial = torch.is_grad_enabled() and state.bank.stride(0) == 0
-        normalised = rms_normalise(state.bank[:1] if is_initial else state.bank)
+        if state.projections:
+            return state.projections
+        normalised = _normalised(state.bank)
         if self.joint is not None:
             return self.joint.open_segment(normalised)
-        layers = normalised.unbind(1)
-        return tuple(bank.open_segment(layers[0 if self.is_depth else order]) for order, bank in enumerate(self.banks))
+        layers = self._by_block(normalised)
+        return tuple(bank.open_segment(layer) for bank, layer in zip(self.banks, layers, strict=True))
 
-    def _attached(
+    def _read(
         self,
-        call: SegmentCall,
-        state: LM2State,
-        segments: tuple[SegmentRead, ...],
-        statistics: list[WriteStatistics] | None,
-    ) -> Any:
-        """Attach the memory term for one call; as a side effect it replaces the entries of `statistics`."""
-        if not segments:
-            return nullcontext()
-        device = state.bank.device
-        positions = call_tensor(call.positions % self.decoder.segment_length, call, device)
-        valid = None
-        is_fresh = bool((call.starts % self.decoder.segment_length == 0).all())
-        if not call.is_dense:
-            valid = torch.from_numpy(np.arange(call.width)[None, :] < call.lengths[:, None]).to(device)
+        order: int,
+        queries: Tensor,
+        branch: Tensor,
+        segment: SegmentRead,
+        bank: Tensor,
+        kept: Tensor,
+        part: "_Part",
+    ) -> Tensor:
+        """Return the attention branch [B, T, D] of one block with the memory term."""
+        read = self.banks[order].answer(queries, segment, wants_weights=self.diagnostics is not None)
+        if self.diagnostics is not None and read.weights is not None:
+            with torch.no_grad():
+                share = written_share(bank, kept, self.initial)
+            index = self.indices[order]
+            self.diagnostics.add_read(index, read.weights, read.output_gate, share, read.term, branch, part.valid)
+        return branch + read.term
 
-        def term(order: int, h: Tensor, x: Tensor, branch: Tensor) -> Tensor:
-            bank = self.banks[order]
-            read = bank.read(x, segments[order], wants_weights=self.diagnostics is not None)
-            if self.diagnostics is not None and read.weights is not None:
-                share = self._written_share(state, order)
-                self.diagnostics.add_read(
-                    self.indices[order], read.weights, read.output_gate, share, read.term, branch, valid
-                )
-            joined = branch + read.term
-            if statistics is not None:
-                past = statistics[order]
-                statistics[order] = bank.gather(h + joined, positions, valid, segments[order], past, is_fresh)
-            return joined
+    def _gather(
+        self, order: int, residual: Tensor, segment: SegmentRead, past: WriteStatistics, part: "_Part"
+    ) -> WriteStatistics:
+        return self.banks[order].gather(residual, part.positions, part.valid, segment, past, part.is_fresh)
 
-        return attached(self.decoder.blocks, self.decoder.joins, self.indices, term)
-
-    def _written_share(self, state: LM2State, order: int) -> Tensor:
-        layer = 0 if self.is_depth else order
-        with torch.no_grad():
-            return written_share(state.bank[:, layer], state.kept[:, layer], self.initial)
-
-    def _close(self, state: LM2State, call: SegmentCall) -> LM2State:
+    def _close(self, state: LM2State, part: "_Part") -> LM2State:
         """Update the bank of every row whose segment is complete, block after block, and empty its statistics."""
-        complete = complete_rows(call, state.bank.device)
         banks, kept = list(state.bank.unbind(1)), list(state.kept.unbind(1))
-        empty = self.banks[0].empty_statistics(state.batch_size, self.banks[0].output.weight)
+        empty = self._empty(state.batch_size)
         statistics = []
         update, rates = self._update_of(state.statistics), state.write_rates
         for order in range(len(self.banks)):
             layer, old = 0 if self.is_depth else order, state.statistics[order]
             updated, gates = update(order, banks[layer])
-            rates = None if rates is None else _counted(rates, gates, complete)
-            banks[layer] = where_rows(complete, updated, banks[layer])
-            with torch.no_grad():
-                kept[layer] = where_rows(complete, kept[layer] * gates.forget_gate, kept[layer])
-            self._note_write(order, gates, banks[layer], kept[layer], complete)
-            statistics.append(_where_rows(complete, empty, old))
+            rates = None if rates is None else _counted(rates, gates, part.complete)
+            banks[layer], kept[layer] = self._renewed(order, banks[layer], kept[layer], updated, gates, part)
+            statistics.append(_where_rows(part.complete, empty, old))
         return replace(
             state,
             bank=_stacked(banks),
@@ -158,6 +212,21 @@ class MemorySegments:
             write_rates=rates,
         )
 
+    def _empty(self, batch_size: int) -> WriteStatistics:
+        return self.banks[0].empty_statistics(batch_size, self.banks[0].output.weight)
+
+    def _renewed(
+        self, order: int, bank: Tensor, kept: Tensor, updated: Tensor, gates: GateValues, part: "_Part"
+    ) -> tuple[Tensor, Tensor]:
+        """Return bank and kept share after an update of the rows whose segment is complete."""
+        bank = where_rows(part.complete, updated, bank)
+        with torch.no_grad():
+            kept = where_rows(part.complete, kept * gates.forget_gate, kept)
+            if self.diagnostics is not None:
+                share, index = written_share(bank, kept, self.initial), self.indices[order]
+                self.diagnostics.add_write(index, gates.input_gate, gates.forget_gate, bank, share, part.complete)
+        return bank, kept
+
     def _update_of(self, statistics: Sequence[WriteStatistics]) -> Callable[[int, Tensor], tuple[Tensor, GateValues]]:
         """Return what updates a bank by the statistics of a block: (number of the block, bank) -> (bank, gates)."""
         joint = self.joint
@@ -166,11 +235,47 @@ class MemorySegments:
         written = joint.prepare_update(statistics)
         return lambda order, bank: joint.update(order, bank, written)
 
-    def _note_write(self, order: int, gates: GateValues, bank: Tensor, kept: Tensor, complete: Tensor | None) -> None:
-        if self.diagnostics is not None:
-            with torch.no_grad():
-                share = written_share(bank, kept, self.initial)
-            self.diagnostics.add_write(self.indices[order], gates.input_gate, gates.forget_gate, bank, share, complete)
+
+class _Part(NamedTuple):
+    """Tokens that lie within one segment of every row, as the memory sees them.
+
+    Attributes:
+        width: columns.
+        positions: index of each token inside its segment, [B, width] or [1, width].
+        valid: which columns hold a token, [B, width]; None = all.
+        is_fresh: whether every row begins a segment.
+        completes: whether the segment of some row is complete.
+        complete: of which rows it is, [B]; None = all.
+    """
+
+    width: int
+    positions: Tensor
+    valid: Tensor | None
+    is_fresh: bool
+    completes: bool
+    complete: Tensor | None
+
+    @classmethod
+    def of(cls, call: SegmentCall, segment_length: int, device: torch.device) -> "_Part":
+        """Put what the memory needs to know of a call on the device."""
+        valid = None
+        if not call.is_dense:
+            valid = torch.from_numpy(np.arange(call.width)[None, :] < call.lengths[:, None]).to(device)
+        return cls(
+            call.width,
+            call_tensor(call.positions % segment_length, call, device),
+            valid,
+            bool((call.starts % segment_length == 0).all()),
+            bool(call.completes.any()),
+            complete_rows(call, device),
+        )
+
+
+def _normalised(bank: Tensor) -> Tensor:
+    """Return an RMS-normalised bank [B, ..., J, W], of one row where all rows are one and the same."""
+    # Before the first update all rows are one and the same expanded bank: project it once.
+    is_initial = torch.is_grad_enabled() and bank.stride(0) == 0
+    return rms_normalise(bank[:1] if is_initial else bank)
 
 
 def _counted(rates: tuple[Tensor, Tensor], gates: GateValues, complete: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ from mnemon.models.segmented_decoder import SegmentedDecoder, joined_statistics
 from mnemon.models.state import LM2State, MemoryCache
 
 _DEFAULT_SINKS = 4
+_CALL_LENGTH = 512  # tokens per row that one call takes through a block, where it may take several segments
 
 
 @dataclass
@@ -184,6 +185,19 @@ class LM2ForCausalLM(MemoryModel):
             raise ConfigError("PEFT has wrapped the memory; leave it out of modules_to_save and train it as it is")
         return banks
 
+    @property
+    def call_length(self) -> int:
+        """Tokens per row that are read at once where no gradient is wanted, however long a text is.
+
+        One segment, unless every bank belongs to one block: then nothing that a block reads comes from a later one, and
+        several segments go through the blocks together.
+        """
+        length: int = self.config.segment_length
+        own_banks = self.config.flow == "layer" or len(self.memory) <= 1
+        # The keys of sinks move from segment to segment.
+        together = own_banks and not any(reach.sinks for reach in self.segmented.reaches)
+        return length * max(1, _CALL_LENGTH // length) if together else length
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """Recompute each segment in the backward pass instead of keeping its activations.
 
@@ -322,7 +336,10 @@ class LM2ForCausalLM(MemoryModel):
             self.segmented,
             {} if knock_out else {int(index): bank for index, bank in zip(self.memory, self.banks, strict=True)},
             self.config.flow,
-            keep_pieces=self.training and torch.is_grad_enabled(),
+            # A call over several segments joins its keys with few earlier ones, if attention sees no more.
+            keep_pieces=self.training
+            and torch.is_grad_enabled()
+            and (self.segmented.sees_everything or self.call_length == self.config.segment_length),
             recomputes=self._recomputes,
             diagnostics=self._collector if diagnostics is None else diagnostics,
             initial=self.initial_memory,

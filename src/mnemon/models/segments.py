@@ -1,9 +1,10 @@
-"""Cut a batch of ragged rows into calls of the decoder that never cross a segment boundary.
+"""Cut a batch of ragged rows into calls of the decoder that end at segment boundaries.
 
 Segments are counted per row in real tokens, so rows with padding reach their boundaries at different columns. Each
 call takes from every row as many tokens as still fit into its running segment, moved to the front of the call (blank
 columns follow). After the first call every row that has tokens left stands at a boundary, so all later calls are full
-segments. Everything here runs on the host.
+segments; a call may then take several of them, where the memory does not need the decoder to stop after each.
+Everything here runs on the host.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,16 +56,32 @@ class SegmentCall:
         offsets = np.minimum(np.arange(self.width)[None, :], np.maximum(self.lengths - 1, 0)[:, None])
         return self.starts[:, None] + offsets
 
+    def segments(self, segment_length: int) -> "list[SegmentCall]":
+        """Return the parts of the call that lie within one segment of every row, in order."""
+        if self.width <= segment_length:
+            return [self]
+        parts = []
+        for first in range(0, self.width, segment_length):
+            lengths = np.clip(self.lengths - first, 0, segment_length)
+            starts = self.starts + np.minimum(self.lengths, first)
+            completes = (lengths > 0) & ((starts + lengths) % segment_length == 0)
+            parts.append(SegmentCall(self.columns[:, first : first + segment_length], lengths, starts, completes))
+        return parts
 
-def count_calls(mask: np.ndarray | None, width: int, counts: Sequence[int], segment_length: int) -> int:
+
+def count_calls(
+    mask: np.ndarray | None, width: int, counts: Sequence[int], segment_length: int, at_once: int = 1
+) -> int:
     """Return how many calls `plan_calls` makes."""
-    taken = np.asarray(counts, dtype=np.int64) % segment_length
-    real = np.full(len(taken), width) if mask is None else mask.sum(axis=1)
-    return int(np.where(real > 0, -(-(taken + real) // segment_length), 0).max())
+    real = np.full(len(counts), width) if mask is None else mask.sum(axis=1)
+    begun = np.where(real > 0, np.asarray(counts, dtype=np.int64) % segment_length, 0)
+    first = np.where(begun.any(), segment_length - begun, 0)  # a call of its own, up to the next boundary
+    later = -(-np.maximum(real - first, 0) // (at_once * segment_length))
+    return int(bool(begun.any())) + int(later.max())
 
 
 def plan_calls(
-    mask: np.ndarray | None, width: int, counts: Sequence[int], segment_length: int
+    mask: np.ndarray | None, width: int, counts: Sequence[int], segment_length: int, at_once: int = 1
 ) -> Iterator[SegmentCall]:
     """Cut an input of `width` columns into calls, one at a time (a long input is never laid out as a whole).
 
@@ -73,6 +90,7 @@ def plan_calls(
         width: columns of the input.
         counts: real tokens every row has read before.
         segment_length: tokens C per segment.
+        at_once: segments that a call may take of rows which all stand at a boundary.
     """
     batch = len(counts)
     real = None if mask is None else [np.flatnonzero(row) for row in mask]
@@ -80,7 +98,10 @@ def plan_calls(
     taken = np.zeros(batch, dtype=np.int64)
     remaining = np.array([width if real is None else len(real[row]) for row in range(batch)], dtype=np.int64)
     while remaining.any():
-        lengths = np.minimum(remaining, segment_length - position % segment_length)
+        left = segment_length - position % segment_length
+        if (left[remaining > 0] == segment_length).all():
+            left = left + (at_once - 1) * segment_length
+        lengths = np.minimum(remaining, left)
         columns = np.full((batch, int(lengths.max())), -1, dtype=np.int64)
         for row, length in enumerate(lengths):
             first = taken[row]
