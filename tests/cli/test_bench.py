@@ -18,6 +18,7 @@ from mnemon.cli.app import main
         (["--contexts", "1k,zero"], "'zero'"),
         (["--batch-sizes", ","], "--batch-sizes is empty"),
         (["--memory", "64x63"], "multiple of 4"),
+        (["--flow", "depth,layer"], "--flow: unknown 'depth,layer'; expected depth or layer"),
         (["--span", "100"], "--span 100 is below the segment length 256"),
     ],
 )
@@ -33,10 +34,12 @@ def test_the_quick_benchmark_writes_results_table_and_figures(tmp_path, capsys, 
     for module in ("train_step", "inference"):
         monkeypatch.setattr(f"mnemon.bench.{module}.measure_peak", lambda probe: Peak(2**20, 1))
     folder = tmp_path / "out"
-    assert main(["bench", "lm2", "--quick", "--repeats", "2", "--json", "-o", str(folder)]) == 0
+    assert main(["bench", "lm2", "--quick", "--repeats", "2", "--flow", "layer", "--json", "-o", str(folder)]) == 0
     printed = json.loads(capsys.readouterr().out)
     run = read_results(folder)
     assert printed["output"] == str(folder)
+    assert {memory.flow for memory in (*run.settings.memories, *run.settings.readers)} == {"layer"}
+    assert "every block keeps a bank of its own" in (folder / "table.md").read_text()
     assert [row.memory.name for row in run.train] == ["compact", "full"]
     assert {row.model for row in run.inference} == {"plain", "compact", "full"}
     assert {path.name for path in folder.iterdir()} >= {"results.json", "table.md", "train.png", "inference.png"}

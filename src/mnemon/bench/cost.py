@@ -40,6 +40,7 @@ class MemoryShape:
         segment_length: tokens C per segment.
         num_heads: memory heads; divides W.
         attention_span: tokens that attention sees; None = every earlier one.
+        flow: "depth" (one bank runs through all blocks) or "layer" (every block keeps its own).
     """
 
     name: str
@@ -48,6 +49,7 @@ class MemoryShape:
     segment_length: int
     num_heads: int = 4
     attention_span: int | None = None
+    flow: str = "depth"
 
 
 def plain_multiply_adds(shape: ModelShape, tokens: int, span: int | None = None) -> int:

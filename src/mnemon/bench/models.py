@@ -41,6 +41,7 @@ def build_model(shape: ModelShape, memory: MemoryShape | None, device: str, dtyp
                 num_memory_heads=memory.num_heads,
                 segment_length=memory.segment_length,
                 attention_span=memory.attention_span,
+                flow=memory.flow,
             )
         )
     nn.Module.to(model, torch.device(device), DTYPES[dtype])

@@ -8,6 +8,7 @@ from mnemon.bench.timing import quartiles
 from mnemon.bench.train_step import TrainRow
 
 _MIB = 2**20
+_FLOWS = {"depth": "one bank runs through all blocks", "layer": "every block keeps a bank of its own"}
 
 
 def markdown(run: BenchRun, figures: Sequence[tuple[str, str]] = ()) -> str:
@@ -24,7 +25,7 @@ def markdown(run: BenchRun, figures: Sequence[tuple[str, str]] = ()) -> str:
         f"Llama of width {shape.hidden_size}, {shape.num_layers} blocks, {shape.num_heads} heads, MLP "
         f"{shape.intermediate_size}, vocabulary {shape.vocab_size}; {settings.dtype} on {settings.device}, threads: "
         f"{settings.threads}. Both models in one process, {settings.repeats} interleaved rounds. J slots of width W, "
-        "segments of C tokens.\n",
+        f"segments of C tokens; {_FLOWS[settings.memories[0].flow]}.\n",
     ]
     parts += [f"![{title}]({name})\n" for title, name in figures]
     if run.train:

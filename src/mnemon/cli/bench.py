@@ -28,6 +28,7 @@ bench_app.command("rmt")(rmt)
 bench_app.command("generation")(generation)
 
 _PARTS = ("train", "prefill", "decode")
+_FLOWS = ("depth", "layer")
 
 
 @bench_app.command("lm2")
@@ -50,6 +51,9 @@ def lm2(
     span: Annotated[
         int | None, typer.Option(min=1, help="Tokens LM2's attention sees in prefill and decode. (default: 2C)")
     ] = None,
+    flow: Annotated[
+        str, typer.Option(help="depth: one bank runs through all blocks; layer: every block keeps its own.")
+    ] = "depth",
     new_tokens: Annotated[int, typer.Option(min=1, help="New tokens per round of decode.")] = 32,
     time_limit: Annotated[
         float, typer.Option(min=1, help="Leave out a context whose reading is expected to take more seconds.")
@@ -69,6 +73,8 @@ def lm2(
     """
     parts = choices("--what", what, _PARTS)
     check_dtype(dtype)
+    if flow not in _FLOWS:
+        raise ConfigError(f"--flow: unknown {flow!r}; expected {' or '.join(_FLOWS)}")
     sizes = numbers("--contexts", contexts) + ([2**20] if long else [])
     chosen_segments = numbers("--segments", segments) if segments is not None else [256, 64, tokens]
     settings = _settings(
@@ -77,6 +83,7 @@ def lm2(
         memories=words("--memory", memory),
         segments=chosen_segments,
         span=span,
+        flow=flow,
         tokens=tokens,
         batch_sizes=tuple(numbers("--batch-sizes", batch_sizes)),
         contexts=tuple(sorted(set(sizes))),
@@ -155,6 +162,7 @@ def _settings(
     memories: list[str],
     segments: list[int],
     span: int | None,
+    flow: str,
     tokens: int,
     batch_sizes: tuple[int, ...],
     contexts: tuple[int, ...],
@@ -177,9 +185,13 @@ def _settings(
     return Settings(
         shape=shape,
         memories=tuple(
-            MemoryShape(name, *size, segment) for segment in dict.fromkeys(segments) for name, size in sizes.items()
+            MemoryShape(name, *size, segment, flow=flow)
+            for segment in dict.fromkeys(segments)
+            for name, size in sizes.items()
         ),
-        readers=tuple(MemoryShape(name, *size, segments[0], attention_span=reach) for name, size in sizes.items()),
+        readers=tuple(
+            MemoryShape(name, *size, segments[0], attention_span=reach, flow=flow) for name, size in sizes.items()
+        ),
         tokens=tokens,
         batch_sizes=batch_sizes,
         default_segment=segments[0],

@@ -1,7 +1,8 @@
 """LM2: a Hugging Face decoder with a gated memory bank beside its attention.
 
-The decoder is called once per segment with hooks that add the memory term (`mnemon.models.graft`); everything carried
-from segment to segment is an `LM2State`. The mathematics is in `mnemon.layers.memory_bank` and `docs/lm2.md`.
+The decoder is called once per segment, or for several where no block reads what a later one wrote, with hooks that add
+the memory term (`mnemon.models.graft`); everything carried from call to call is an `LM2State`. The mathematics is in
+`mnemon.layers.memory_bank` and `docs/lm2.md`.
 """
 
 from collections.abc import Iterator
@@ -199,9 +200,9 @@ class LM2ForCausalLM(MemoryModel):
         return length * max(1, _CALL_LENGTH // length) if together else length
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
-        """Recompute each segment in the backward pass instead of keeping its activations.
+        """Recompute each call of the decoder in the backward pass instead of keeping its activations.
 
-        The whole segment, a pure function of (tokens, state), is checkpointed; the decoder's own per-block switch stays
+        The whole call, a pure function of (tokens, state), is checkpointed; the decoder's own per-block switch stays
         off, because it drops the cache that carries the state. `gradient_checkpointing_kwargs` are accepted as Hugging
         Face passes them; only `use_reentrant=False` exists.
         """
