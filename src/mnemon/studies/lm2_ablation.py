@@ -62,6 +62,7 @@ class Lm2Ablation(Study):
     def variants(self, base: Recipe, scale: Scale) -> tuple[Variant, ...]:
         """Return the base and every change that can be made to it and makes it another recipe."""
         found = {BASE: ("as it is", ()), **_memory_changes(base), **_block_changes(base), **_data_changes(base)}
+        found |= _step_changes(base)
         return tuple(
             Variant(name, "", what, changes)
             for name, (what, changes) in found.items()
@@ -258,6 +259,19 @@ def _data_changes(base: Recipe) -> _Changes:
     if told:
         found["training.ask-once"] = (f"one question per context of {' and '.join(told)}", (f"data.ask_once={told}",))
     return found
+
+
+def _step_changes(base: Recipe) -> _Changes:
+    """Return how many tokens a step may take, with as many tokens in all."""
+    tokens, rows = base.optimisation.batch_tokens, base.optimisation.min_rows
+    sizes = {
+        "steps.half": ("steps half as large, twice as many", tokens // 2, -(-rows // 2)),
+        "steps.double": ("steps twice as large, half as many", 2 * tokens, 2 * rows),
+    }
+    return {
+        name: (what, (f"optimisation.batch_tokens={size}", f"optimisation.min_rows={least}"))
+        for name, (what, size, least) in sizes.items()
+    }
 
 
 def _all_marks(answers: Answers, label: str) -> Marks:
