@@ -292,16 +292,13 @@ class MemoryBank(nn.Module):
         Source:
             arXiv:2502.06049, equations 1-3, with multiple heads.
         """
-        return self.answer(self.read_queries(x), segment, wants_weights)
-
-    def answer(self, queries: Tensor, segment: SegmentRead, wants_weights: bool = False) -> ReadResult:
-        """Read the bank as `read` does, for queries [B, H, T, d] that are known already."""
+        queries = self.read_queries(x)
         weights = None
         if wants_weights or self.read_top_k is not None:
             weights = self.read_weights(queries, segment)
             retrieved = self._merge(weights @ segment.values)
         else:  # the library's fused attention keeps no weights for the backward pass
-            keys, values = (part.expand(len(queries), -1, -1, -1) for part in (segment.keys, segment.values))
+            keys, values = (part.expand(len(x), -1, -1, -1) for part in (segment.keys, segment.values))
             retrieved = self._merge(F.scaled_dot_product_attention(queries, keys, values, scale=self.scale))
         gate = torch.sigmoid(self.output_gate(retrieved))
         term = (

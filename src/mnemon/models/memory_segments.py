@@ -89,8 +89,7 @@ class MemorySegments:
         banks, kept = self._by_block(state.bank), self._by_block(state.kept)
 
         def term(order: int, h: Tensor, x: Tensor, branch: Tensor) -> Tensor:
-            queries = self.banks[order].read_queries(x)
-            joined = self._read(order, queries, branch, segments[order], banks[order], kept[order], part)
+            joined = self._read(order, x, branch, segments[order], banks[order], kept[order], part)
             if writes:
                 statistics[order] = self._gather(order, h + joined, segments[order], statistics[order], part)
             return joined
@@ -115,12 +114,11 @@ class MemorySegments:
             nonlocal rates
             joined: list[Tensor] = []
             widths = [part.width for part in parts]
-            queries = self.banks[order].read_queries(x)
-            pieces = zip(parts, h.split(widths, 1), queries.split(widths, 2), branch.split(widths, 1), strict=True)
+            pieces = zip(parts, h.split(widths, 1), x.split(widths, 1), branch.split(widths, 1), strict=True)
             for number, (part, *piece) in enumerate(pieces):
-                residual, asked, attended = piece
+                residual, normalised, attended = piece
                 segment = self.banks[order].open_segment(_normalised(banks[order]))
-                joined.append(self._read(order, asked, attended, segment, banks[order], kept[order], part))
+                joined.append(self._read(order, normalised, attended, segment, banks[order], kept[order], part))
                 if not writes and number + 1 == len(parts):
                     continue
                 past = self._gather(order, residual + joined[-1], segment, statistics[order], part)
@@ -170,7 +168,7 @@ class MemorySegments:
     def _read(
         self,
         order: int,
-        queries: Tensor,
+        x: Tensor,
         branch: Tensor,
         segment: SegmentRead,
         bank: Tensor,
@@ -178,7 +176,7 @@ class MemorySegments:
         part: "_Part",
     ) -> Tensor:
         """Return the attention branch [B, T, D] of one block with the memory term."""
-        read = self.banks[order].answer(queries, segment, wants_weights=self.diagnostics is not None)
+        read = self.banks[order].read(x, segment, wants_weights=self.diagnostics is not None)
         if self.diagnostics is not None and read.weights is not None:
             with torch.no_grad():
                 share = written_share(bank, kept, self.initial)
