@@ -278,7 +278,9 @@ class MemoryBank(nn.Module):
             self._heads(asked * self.scale),
         )
 
-    def read(self, x: Tensor, segment: SegmentRead, wants_weights: bool = False) -> ReadResult:
+    def read(
+        self, x: Tensor, segment: SegmentRead, wants_weights: bool = False, queries: Tensor | None = None
+    ) -> ReadResult:
         """Read the bank for every token.
 
             E_mem = softmax(x W_Q (M W_K)^T / sqrt(d)) M W_V;   g_out = sigmoid(E_mem W_out + b_out)
@@ -287,12 +289,13 @@ class MemoryBank(nn.Module):
             x: the block's normalised input, [B, T, D].
             segment: projections of the segment-start bank.
             wants_weights: whether to return the read weights.
+            queries: what `read_queries` returns for x, where it is known already.
         Returns:
             Memory term, read weights (None unless they were wanted or computed) and output gate.
         Source:
             arXiv:2502.06049, equations 1-3, with multiple heads.
         """
-        queries = self.read_queries(x)
+        queries = self.read_queries(x) if queries is None else queries
         weights = None
         if wants_weights or self.read_top_k is not None:
             weights = self.read_weights(queries, segment)

@@ -114,11 +114,11 @@ class MemorySegments:
             nonlocal rates
             joined: list[Tensor] = []
             widths = [part.width for part in parts]
-            pieces = zip(parts, h.split(widths, 1), x.split(widths, 1), branch.split(widths, 1), strict=True)
-            for number, (part, *piece) in enumerate(pieces):
-                residual, normalised, attended = piece
+            queries = self.banks[order].read_queries(x).split(widths, 2)
+            pieces = zip(parts, h.split(widths, 1), x.split(widths, 1), branch.split(widths, 1), queries, strict=True)
+            for number, (part, residual, normalised, attended, asked) in enumerate(pieces):
                 segment = self.banks[order].open_segment(_normalised(banks[order]))
-                joined.append(self._read(order, normalised, attended, segment, banks[order], kept[order], part))
+                joined.append(self._read(order, normalised, attended, segment, banks[order], kept[order], part, asked))
                 if not writes and number + 1 == len(parts):
                     continue
                 past = self._gather(order, residual + joined[-1], segment, statistics[order], part)
@@ -174,9 +174,10 @@ class MemorySegments:
         bank: Tensor,
         kept: Tensor,
         part: "_Part",
+        queries: Tensor | None = None,
     ) -> Tensor:
         """Return the attention branch [B, T, D] of one block with the memory term."""
-        read = self.banks[order].read(x, segment, wants_weights=self.diagnostics is not None)
+        read = self.banks[order].read(x, segment, wants_weights=self.diagnostics is not None, queries=queries)
         if self.diagnostics is not None and read.weights is not None:
             with torch.no_grad():
                 share = written_share(bank, kept, self.initial)
