@@ -55,6 +55,8 @@ def by_definition(model: LM2ForCausalLM, ids: Tensor) -> list[Seen]:
         model(input_ids=ids[None], use_cache=True)
     for hook in hooks:
         hook.remove()
+    # Cut into segments, however many of them a call of the decoder took.
+    inputs, residuals = ([torch.cat(parts).split(length) for parts in seen] for seen in (inputs, residuals))
     blocks, is_depth = [int(name) for name in model.memory], model.config.flow == "depth"
     banks = [model.initial_memory.double()] * (1 if is_depth else len(blocks))
     found = [{name: [] for name in Seen.__annotations__} for _ in blocks]

@@ -93,7 +93,7 @@ def test_a_slot_is_masked_out_of_the_softmax_of_the_reads(flow: str, top_k: int 
         assert log_probability(model, tail, part) == pytest.approx(expected, abs=1e-9), name
 
 
-def _read_masked(bank, slot, x, segment, wants_weights=False):
+def _read_masked(bank, slot, x, segment, wants_weights=False, queries=None):
     """Read all slots, with the score of one at minus infinity."""
     scores = bank.read_queries(x) @ segment.keys.transpose(-1, -2) / math.sqrt(bank.head_dim)
     scores[..., slot] = -math.inf
