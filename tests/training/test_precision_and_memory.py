@@ -74,6 +74,8 @@ def gate_dtypes(
         return new, gates
 
     if request.param:
+        # A single bank is joined with others only where every segment is a call of its own.
+        monkeypatch.setattr("mnemon.models.modeling_lm2._CALL_LENGTH", 1)
         monkeypatch.setattr(JointBanks, "prepare_update", prepared)
         monkeypatch.setattr(JointBanks, "update", updated)
     else:
