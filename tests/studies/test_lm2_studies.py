@@ -52,7 +52,7 @@ def answered(label: str, marks: Sequence[bool], length: str = "1k", sample: str 
         )
         for task in TASKS
     )
-    model = ModelInfo("made up", "llama", "plain", 100, training={"tokens": 5, "trained_length": 64})
+    model = ModelInfo("made up", "llama", "plain", 100, training={"tokens": 5, "steps": 3, "trained_length": 64})
     return BabilongResult(label, model, settings, {}, cells)
 
 

@@ -145,7 +145,8 @@ class Lm2Table1(Study):
         tests = results["comparisons"]
         lines = [
             "Accuracy on BABILong (facts of bAbI in unrelated text, arXiv:2406.10149), stories generated, exact words. "
-            "All models have the same decoder, training samples, curriculum and number of tokens: *plain* sees every "
+            "All models have the same decoder, source of training samples, curriculum and number of tokens, in as many "
+            "steps as each one's recipe makes of them: *plain* sees every "
             f"earlier token and is asked up to {_FULL_ATTENTION_TO // 1000}k tokens, *window* only those within LM2's "
             "attention span, *RMT* and *ARMT* carry memory tokens and associative memories from segment to segment, "
             f"*{_RETRIEVAL.name}* reads only what BM25 found for the question, *{LM2}* carries its bank; *knocked out* "
@@ -330,9 +331,10 @@ def _model_grid(results: Json) -> Grid:
                 f"{row['memory']:,}",
                 "–" if variant is None else state_text(variant),
                 f"{row['training']['tokens']:,}",
+                f"{row['training']['steps']:,}",
                 f"{row['training']['trained_length']:,}",
                 "–" if variant is None else f"{sum(variant['minutes']):.0f}",
             )
         )
-    head = ("model", "role", "parameters", "of them memory", "state, bytes", "training tokens", "longest", "minutes")
-    return Grid(head, tuple(lines))
+    facts_head = ("model", "role", "parameters", "of them memory", "state, bytes")
+    return Grid((*facts_head, "training tokens", "steps", "longest", "minutes"), tuple(lines))
