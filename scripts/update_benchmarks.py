@@ -1,7 +1,9 @@
 """Write the pages of finished benchmarks, docs/results/bench-*.md, and their figures. No number is typed by hand.
 
-python scripts/update_benchmarks.py benchmarks/lm2-cpu --stream benchmarks/stream-cpu --ops benchmarks/ops-cpu \
-    --mom benchmarks/mom-cpu --rmt benchmarks/rmt-cpu --generation benchmarks/generation-cpu
+python scripts/update_benchmarks.py benchmarks/lm2-cpu benchmarks/lm2-layer-cpu --stream benchmarks/stream-cpu \
+    --ops benchmarks/ops-cpu --mom benchmarks/mom-cpu --rmt benchmarks/rmt-cpu --generation benchmarks/generation-cpu
+
+What `mnemon bench lm2 --flow layer` measured becomes a page of its own.
 """
 
 import argparse
@@ -21,12 +23,13 @@ from mnemon.errors import MnemonError
 from mnemon.files import atomic_write_bytes, atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+_PAGES = {"depth": "bench-lm2", "layer": "bench-lm2-layer"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="folder with the results.json of `mnemon bench lm2`")
+    parser.add_argument("folders", type=Path, nargs="*", help="folders with the results.json of `mnemon bench lm2`")
     parser.add_argument("--stream", type=Path, help="folder with the results.json of `mnemon bench stream`")
     parser.add_argument("--ops", type=Path, help="folder with the results.json of `mnemon bench ops`")
     parser.add_argument("--mom", type=Path, help="folder with the results.json of `mnemon bench mom`")
@@ -36,13 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         results = options.root / "docs" / "results"
-        if options.folder is not None:
-            run = read_results(options.folder)
-            charts = all_charts(run)
+        for run in [read_results(folder) for folder in options.folders]:
+            charts, name = all_charts(run), _PAGES[run.settings.memories[0].flow]
             for chart in charts:
-                atomic_write_bytes(results / f"bench-lm2-{chart.name}", chart.png)
-            page = markdown(run, [(chart.title, f"bench-lm2-{chart.name}") for chart in charts])
-            print(atomic_write_text(results / "bench-lm2.md", page))
+                atomic_write_bytes(results / f"{name}-{chart.name}", chart.png)
+            page = markdown(run, [(chart.title, f"{name}-{chart.name}") for chart in charts])
+            print(atomic_write_text(results / f"{name}.md", page))
         if options.stream is not None:
             reading = stream.read_results(options.stream)
             atomic_write_bytes(results / "bench-stream.png", stream.chart(reading))

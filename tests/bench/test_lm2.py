@@ -116,13 +116,16 @@ def test_a_probe_that_fails_is_one_line(settings):
         measure_peak(probe)
 
 
-def test_the_script_writes_the_page_and_its_figures(fake_peaks, settings, repository, tmp_path, capsys):
+@pytest.mark.parametrize(("flow", "page"), [("depth", "bench-lm2"), ("layer", "bench-lm2-layer")])
+def test_the_script_writes_the_page_and_its_figures(flow, page, fake_peaks, settings, repository, tmp_path, capsys):
+    memories = tuple(dataclasses.replace(memory, flow=flow) for memory in settings.memories)
+    settings = dataclasses.replace(settings, memories=memories)
     run = BenchRun(settings, "mnemon bench lm2", {"processor": "Z80"}, measure_training(settings, lambda _: None))
     write_results(tmp_path, run)
     script = runpy.run_path(str(repository / "scripts" / "update_benchmarks.py"))
     assert script["main"]([str(tmp_path), "--root", str(tmp_path)]) == 0
     results = tmp_path / "docs" / "results"
-    assert "Z80" in (results / "bench-lm2.md").read_text()
-    assert (results / "bench-lm2-train.png").is_file()
+    assert "Z80" in (results / f"{page}.md").read_text()
+    assert {path.name for path in results.iterdir()} == {f"{page}.md", f"{page}-train.png"}
     assert script["main"]([str(tmp_path / "nowhere"), "--root", str(tmp_path)]) == 2
     assert "no such file" in capsys.readouterr().err
