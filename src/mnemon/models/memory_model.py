@@ -371,6 +371,13 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
         """Whether the forward pass that runs now is recomputed in the backward pass."""
         return bool(self.gradient_checkpointing and self.training and torch.is_grad_enabled())
 
+    @property
+    def _segments_at_once(self) -> int:
+        """Segments that one call of the decoder may take."""
+        # Gradients are cut between segments, so between calls.
+        cuts = self.config.bptt_segments and torch.is_grad_enabled()
+        return 1 if cuts else self.call_length // self.config.segment_length
+
     def _run_segments(
         self,
         runner: SegmentRunner,
@@ -388,8 +395,7 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
         """
         batch_size, width = inputs.shape[:2]
         length, depth = self.config.segment_length, self.config.bptt_segments
-        # Gradients are cut between segments, so between calls.
-        at_once = 1 if depth and torch.is_grad_enabled() else self.call_length // length
+        at_once = self._segments_at_once
         total = count_calls(mask, width, state.counts, length, at_once)
         if total == 0:  # every token is masked: nothing happens
             return self._no_logits(inputs, wanted), state

@@ -34,6 +34,8 @@ class MemorySegments:
         flow: "depth" (one bank runs through the blocks) or "layer" (every block keeps its own).
         keep_pieces: carry keys and values in pieces (for training).
         recomputes: whether the caller recomputes segments in the backward pass.
+        joins: whether what the blocks do alike may be done for all of them at once (`JointBanks`), which pays in
+            training where every segment is a call of its own.
         diagnostics: takes what the memory does, if anybody asks.
         initial: initial bank [J, W].
     """
@@ -45,6 +47,7 @@ class MemorySegments:
         flow: str,
         keep_pieces: bool,
         recomputes: bool,
+        joins: bool,
         diagnostics: MemoryDiagnostics | None,
         initial: Tensor,
     ) -> None:
@@ -57,8 +60,8 @@ class MemorySegments:
         self.diagnostics = diagnostics
         self.initial = initial
         # Made before any segment, so that one recomputed in the backward pass does not make them again.
-        joins = torch.is_grad_enabled() and can_be_joined(self.banks)
-        self.joint = JointBanks(self.banks, state_dtype(self.banks[0].output.weight.dtype)) if joins else None
+        joined = joins and torch.is_grad_enabled() and can_be_joined(self.banks)
+        self.joint = JointBanks(self.banks, state_dtype(self.banks[0].output.weight.dtype)) if joined else None
 
     def frame(self, call: SegmentCall, writes: bool) -> SegmentCall:
         """Return the call as the decoder makes it: it holds nothing but its tokens."""

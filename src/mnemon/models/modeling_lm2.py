@@ -188,7 +188,7 @@ class LM2ForCausalLM(MemoryModel):
 
     @property
     def call_length(self) -> int:
-        """Tokens per row that are read at once where no gradient is wanted, however long a text is.
+        """Tokens per row that are read at once, however long a text is.
 
         One segment, unless every bank belongs to one block: then nothing that a block reads comes from a later one, and
         several segments go through the blocks together.
@@ -333,6 +333,7 @@ class LM2ForCausalLM(MemoryModel):
         width = inputs.shape[1]
         real = width if mask is None else mask.sum(axis=1)
         self.segmented.check_positions(np.asarray(state.counts) + real)
+        call_per_segment = self._segments_at_once == 1
         segments = MemorySegments(
             self.segmented,
             {} if knock_out else {int(index): bank for index, bank in zip(self.memory, self.banks, strict=True)},
@@ -340,8 +341,9 @@ class LM2ForCausalLM(MemoryModel):
             # A call over several segments joins its keys with few earlier ones, if attention sees no more.
             keep_pieces=self.training
             and torch.is_grad_enabled()
-            and (self.segmented.sees_everything or self.call_length == self.config.segment_length),
+            and (self.segmented.sees_everything or call_per_segment),
             recomputes=self._recomputes,
+            joins=call_per_segment,
             diagnostics=self._collector if diagnostics is None else diagnostics,
             initial=self.initial_memory,
         )

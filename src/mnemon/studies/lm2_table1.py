@@ -146,7 +146,7 @@ class Lm2Table1(Study):
         lines = [
             "Accuracy on BABILong (facts of bAbI in unrelated text, arXiv:2406.10149), stories generated, exact words. "
             "All models have the same decoder, source of training samples, curriculum and number of tokens, in as many "
-            "steps as each one's recipe makes of them ([why](../experiments.md)): *plain* sees every "
+            "steps as each one's recipe makes of them: *plain* sees every "
             f"earlier token and is asked up to {_FULL_ATTENTION_TO // 1000}k tokens, *window* only those within LM2's "
             "attention span, *RMT* and *ARMT* carry memory tokens and associative memories from segment to segment, "
             f"*{_RETRIEVAL.name}* reads only what BM25 found for the question, *{LM2}* carries its bank; *knocked out* "
