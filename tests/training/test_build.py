@@ -12,14 +12,17 @@ from mnemon.training.recipe_io import check_recipe
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
-def test_the_compared_recipes_have_equal_parameter_counts_and_everything_else_equal(size: str) -> None:
+def test_the_compared_recipes_have_equal_parameter_counts_and_all_else_but_the_size_of_steps_equal(size: str) -> None:
     recipes = {kind: load_recipe(f"babilong-{size}-{kind}") for kind in ("lm2", "plain", "window")}
     totals = {kind: plan(recipe)["parameters"]["total"] for kind, recipe in recipes.items()}
     assert max(totals.values()) <= 1.02 * min(totals.values()), totals
     lm2 = recipes["lm2"]
     for recipe in recipes.values():
-        for section in ("seed", "tokenizer", "data", "optimisation", "evaluation"):
+        for section in ("seed", "tokenizer", "data", "evaluation"):
             assert getattr(recipe, section) == getattr(lm2, section)
+        # The size of the steps is tuned per model, as a learning rate would be (docs/experiments.md); tokens are equal.
+        steps = lm2.optimisation.model_dump(include={"batch_tokens", "min_rows"})
+        assert recipe.optimisation.model_copy(update=steps) == lm2.optimisation
     assert lm2.model.lm2 is not None
     assert recipes["window"].model.lm2 is not None
     assert recipes["window"].model.lm2.memory_layers == []
