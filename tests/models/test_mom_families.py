@@ -11,6 +11,8 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     Gemma3Config,
+    GPTNeoXJapaneseConfig,
+    JetMoeConfig,
     MambaConfig,
     OpenAIGPTConfig,
     T5Config,
@@ -20,6 +22,7 @@ from transformers import (
 from mnemon.errors import ConfigError, ShapeError
 from mnemon.layers.linear_memory import LinearMemory
 from mnemon.layers.mixture_of_memories import MixtureOfMemories
+from mnemon.models.graft import num_values_taken
 from mnemon.models.memory_mixer import MemoryMixer
 from mnemon.models.modeling_mom import MoMForCausalLM
 
@@ -27,6 +30,8 @@ LONG = 31
 SLIDING = 6
 # Gemma 2's softmax runs in float32 even for float64 models, and norms of most others do.
 TOLERANCE = 5e-6
+SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "initializer_range": 0.2,
+         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
 HYBRID = ["mom", "sliding_attention", "memory", "full_attention"]
 every_family = pytest.mark.parametrize("name", FAMILIES)
 every_mix = pytest.mark.parametrize("mix", ["memories", "hybrid"])
@@ -73,6 +78,33 @@ def test_cuts_and_ragged_padding_change_nothing(name, mix):
             alone = model(ids[row : row + 1, real]).logits[0]
             assert_close(torch.cat(pieces, dim=1)[row][real], alone)
             assert_close(whole[row][real], alone)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTNeoXJapaneseConfig(**SMALL, num_attention_heads=4),
+        JetMoeConfig(**SMALL, num_key_value_heads=2, kv_channels=8, num_local_experts=2, num_experts_per_tok=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+@pytest.mark.parametrize("types", [None, HYBRID])
+def test_blocks_that_take_three_values_from_their_attention_get_them(config, types):
+    model = mom(config) if types is None else mom(config, layer_types=types, sliding_window=SLIDING)
+    ids = tokens(2, LONG)
+    with torch.no_grad():
+        whole = model(ids).logits
+        first = model(ids[:, :20], use_cache=True)
+        second = model(ids[:, 20:], past_key_values=first.past_key_values, use_cache=True)
+    assert_close(torch.cat([first.logits, second.logits], dim=1), whole)
+
+
+def test_a_block_whose_source_cannot_be_read_is_taken_to_want_two_values():
+    block = torch.nn.Sequential(torch.nn.Identity())
+    namespace: dict = {}
+    exec("def forward(self, x):\n    a, b, c = self.attention(x)\n    return a", namespace)
+    unread = type("Unread", (torch.nn.Module,), {"forward": namespace["forward"]})()
+    assert [num_values_taken(block, "0"), num_values_taken(unread, "attention")] == [2, 2]
 
 
 @every_family

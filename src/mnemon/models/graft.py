@@ -6,8 +6,10 @@ as the library built it; for the duration of one call, hooks observe each chosen
 add the memory term to the attention branch. What cannot be grafted is refused with the reason.
 """
 
+import ast
 import contextlib
 import inspect
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -170,6 +172,26 @@ def _attention_of(block: nn.Module, attention_name: str | None) -> nn.Module:
             f"{len(found)} among {', '.join(children)}; name it by hand, such as attention_name='self_attn'"
         )
     return next(iter(found.values()))
+
+
+def num_values_taken(block: nn.Module, name: str) -> int:
+    """Return how many values a block takes apart from what its child of a name returns: two almost everywhere.
+
+    Some blocks (JetMoE, GPT-NeoX Japanese) take three. Only their source says so: `a, b, c = self.name(...)`.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(type(block).forward)))
+    except (OSError, TypeError):  # a class that was not read from a file
+        return 2
+    taken = [
+        len(node.targets[0].elts)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Tuple)
+        and isinstance(node.value, ast.Call)
+        and ast.unparse(node.value.func) == f"self.{name}"
+    ]
+    return max(taken, default=2)
 
 
 def _learned_positions(base: PreTrainedModel) -> int | None:

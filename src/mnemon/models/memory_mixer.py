@@ -20,20 +20,24 @@ class MemoryMixer(nn.Module):
     Args:
         layer: the memory layer.
         index: number of the block.
+        num_values: how many values the block takes from its attention.
     """
 
-    def __init__(self, layer: LinearMemory | MixtureOfMemories, index: int) -> None:
+    def __init__(self, layer: LinearMemory | MixtureOfMemories, index: int, num_values: int = 2) -> None:
         super().__init__()
         self.layer = layer
         self.index = index
+        self.num_values = num_values
 
     def forward(
         self, hidden_states: Tensor, *args: Any, past_key_values: Any = None, layer_past: Any = None, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        """Return what the memories answer [B, T, D], and None for attention weights."""
+    ) -> tuple[Tensor | None, ...]:
+        """Return what the memories answer [B, T, D], and None for attention weights and whatever else."""
         cache = past_key_values if past_key_values is not None else layer_past
-        if cache is None:
-            return self.layer(hidden_states)[0], None
+        output = self.layer(hidden_states)[0] if cache is None else self._answer(hidden_states, cache)
+        return output, *[None] * (self.num_values - 1)
+
+    def _answer(self, hidden_states: Tensor, cache: Any) -> Tensor:
         entry = cache.states[self.index] if isinstance(cache, BaseCache) else None
         if not isinstance(entry, MemoryEntry):
             raise StateError(f"a memory cannot be kept in a {type(cache).__name__}; call the whole model, not its base")
@@ -45,7 +49,7 @@ class MemoryMixer(nn.Module):
         else:
             output, state = self.layer(hidden_states, mask, past)
         entry.result = state.tensors
-        return output, None
+        return output
 
     def keeps(self, entry: tuple[Tensor, ...]) -> bool:
         """Say whether tensors have the shapes of a state of this block, for any number of rows."""

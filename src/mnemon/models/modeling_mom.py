@@ -20,7 +20,7 @@ from mnemon.layers.memory_layer import MemoryLayer
 from mnemon.layers.mixture_of_memories import MixtureOfMemories
 from mnemon.layers.routing import Balance, RoutingStatistics, balance_loss, load
 from mnemon.models.configuration_mom import MoMConfig
-from mnemon.models.graft import Block, Graft, find_graft
+from mnemon.models.graft import Block, Graft, find_graft, num_values_taken
 from mnemon.models.memory_mixer import MemoryMixer
 from mnemon.models.memory_model import MemoryModel, fresh_output_scale, initialise, new_base
 from mnemon.models.parameters import active_parameters
@@ -226,8 +226,9 @@ def _replace_attention(base: PreTrainedModel, config: MoMConfig) -> Graft:
             window = config.sliding_window if layer_type == "sliding_attention" else None
             blocks.append(replace(block, window=window, native_window=window == block.window))
             continue
-        mixer = MemoryMixer(_memory_layer(config, layer_type, index), index).to(base.dtype)
         name = next(name for name, child in block.module.named_children() if child is block.attention)
+        layer, taken = _memory_layer(config, layer_type, index), num_values_taken(block.module, name)
+        mixer = MemoryMixer(layer, index, taken).to(base.dtype)
         setattr(block.module, name, mixer)
         blocks.append(Block(block.module, "memory", mixer, None))
     return Graft(blocks, graft.learned_positions)
