@@ -128,8 +128,11 @@ def test_a_report_says_what_was_found_beyond_training_and_what_is_left_at_the_lo
     assert found[2].startswith("RMT cannot be told from plain from 4k to 4k tokens, in points: +0.0 [")
     assert found[3].startswith("LM2 at 128k: qa1 100 % [")
     assert "ARMT-137M 100" in found[3]
-    (claim,) = study.claims(results)
+    claim, best = study.claims(results)
     assert "(LM2, Table 1)" in claim.paper
+    assert "98.1 at 4k" in best.paper
+    untrained = "qa2, qa3, qa4, qa5 were not trained"
+    assert best.here == f"Not reached: one LM2 for all tasks, 100.0 at 4k, 100.0 at 128k (qa1 100/100; {untrained})."
     assert claim.here.startswith("Holds: ahead of plain, RMT. The lead over RMT in points: +75.0 [")
     against = {test["second"]: test for test in results["beyond"] if test["first"] == "LM2"}
     against["RMT"]["corrected_p"] = 0.2
