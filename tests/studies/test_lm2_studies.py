@@ -230,6 +230,7 @@ def test_a_table_is_made_from_end_to_end(tmp_path: Path) -> None:
     page = (tmp_path / "study" / "page.md").read_text(encoding="utf-8")
     assert "| 0k (3) | LM2 (knocked out) |" in page
     assert "*LM2-1.7B, published*" in page
+    assert "1,024 tokens in steps of 1,024 (lm2: 512); schedule" in page
     assert (tmp_path / "study" / "evaluation" / "near" / "report.html").is_file()
     assert get_study("lm2-table1").title in page
 

@@ -177,6 +177,7 @@ def _variant_facts(
         "arm": variant.arm,
         "changes": list(variant.changes),
         "learning_rate": recipe.optimisation.learning_rate,
+        "step_tokens": recipe.optimisation.batch_tokens,
         "tuning": {f"{rate:g}": score for rate, score in found.items()},
         **facts,
         "tokens": [summary["tokens"] for summary in summaries],
@@ -252,14 +253,27 @@ def _circumstances(results: Json) -> list[str]:
     options = recipe["optimisation"]
     return [
         f"Scale `{results['scale']}`, {results['seeds']} seed(s); per run {options['max_tokens']:,} tokens in steps of "
-        f"{options['batch_tokens']:,}, schedule {options['schedule']}, {options['warmup_steps']} steps of warm-up, the "
-        "same for all variants; learning rates "
+        f"{_steps(results)}; schedule {options['schedule']} and {options['warmup_steps']} steps of warm-up for all "
+        "variants; learning rates "
         + ("chosen per variant on seed 0 (table)." if _is_tuned(results) else "the same for all.")
         + f" {sum(sum(variant['minutes']) for variant in results['variants']):,.0f} minutes of training in all.",
         "",
         f"Command: `{results['command']}`.",
         "",
     ]
+
+
+def _steps(results: Json) -> str:
+    """Say of how many tokens the steps are; where variants differ, of which variants."""
+    usual = results["recipe"]["optimisation"]["batch_tokens"]
+    by_size: dict[int, list[str]] = {}
+    for variant in results["variants"]:
+        by_size.setdefault(variant.get("step_tokens", usual), []).append(variant["name"])  # not in earlier results
+    if len(by_size) == 1:
+        return f"{next(iter(by_size)):,}"
+    most = max(by_size, key=lambda size: len(by_size[size]))
+    others = [f"{', '.join(names)}: {size:,}" for size, names in by_size.items() if size != most]
+    return f"{most:,} ({'; '.join(others)})"
 
 
 def _on_machines(results: Json) -> list[str]:
