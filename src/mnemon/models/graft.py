@@ -181,7 +181,7 @@ def num_values_taken(block: nn.Module, name: str) -> int:
     """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(type(block).forward)))
-    except (OSError, TypeError):  # a class that was not read from a file
+    except (OSError, TypeError, SyntaxError):  # a class that was not read from a file
         return 2
     taken = [
         len(node.targets[0].elts)
