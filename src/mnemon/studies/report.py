@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from mnemon.evaluation.tables import Grid
 from mnemon.studies.registry import get_study, list_studies
-from mnemon.studies.study import Json
+from mnemon.studies.study import Json, steps_text
 
 _QUESTION = (
     "Two papers claim that an explicit memory makes language models better: a bank of gated slots beside attention "
@@ -16,24 +16,24 @@ _QUESTION = (
     "`scripts/update_study_report.py` from the results of the studies; no number is typed by hand."
 )
 _METHOD = (
-    "All arms of a study share decoder, data, number of tokens, schedule and, unless a page says otherwise, learning "
-    "rate, and the batches come in the same order; only BABILong's texts grow for each model when it has learned those "
-    "before, or after a fixed number of tokens, and its tiny LM2 takes steps of half the size of the others' (see "
-    "Limits). Where arms are compared at equal size, parameters differ by at most "
-    "2 %. Training and held-out samples share no story and no document. Every arm answers the same held-out questions, "
-    "or reads the same windows of text, so that two arms are compared one by one: with one training seed by a paired "
-    "bootstrap (right and wrong answers by McNemar's exact test), with several by a bootstrap crossed over seeds and "
-    "questions; p values are Holm-corrected over the lines of a table. Intervals cover 95 %. Models are causal, which "
-    "the released code of LM2 is not: tests change later tokens and expect earlier logits to stay as they are."
+    "All arms of a study share decoder, data, number of tokens, schedule and, unless its section or page says "
+    "otherwise, learning rate and size of steps, and the batches come in the same order; only BABILong's texts grow "
+    "for each model when it has learned those before, or after a fixed number of tokens. Where arms are compared at "
+    "equal size, parameters differ by at most 2 %. Training and held-out samples share no story and no document. "
+    "Every arm answers the same held-out questions, or reads the same windows of text, so that two arms are compared "
+    "one by one: with one training seed by a paired bootstrap (right and wrong answers by McNemar's exact test), with"
+    " several by a bootstrap crossed over seeds and questions; p values are Holm-corrected over the lines of a table."
+    " Intervals cover 95 %. Models are causal, which the released code of LM2 is not: tests change later tokens and "
+    "expect earlier logits to stay as they are."
 )
 _LIMITS = (
     "The models are small, learn from scratch, and answer questions about generated stories or patterns; the published "
     "models are thousands of times larger and were trained, asked and scored differently. So the order of the arms and "
     "the course over length can be compared with the papers, the numbers cannot. Seeds are few: intervals over seeds "
     "are stretched for that, and one seed says nothing about others. The learning rate is the same for all arms of a "
-    "study unless its page says that it was chosen per arm. On BABILong LM2's recipe takes twice as many steps of half "
-    "the size, because with the others' steps one seed of three did not learn; this was chosen on facts alone with the "
-    "seeds that are shown, and what the other models do with such steps is in [experiments](../experiments.md)."
+    "study unless its page says that it was chosen per arm. Where arms take steps of another size, it was chosen on a "
+    "part of the task with the seeds that are shown; why, and what the other arms do with such steps, is in "
+    "[experiments](../experiments.md)."
 )
 
 _CLAIMS_HEAD = ("the papers", "here", "seeds")
@@ -78,7 +78,7 @@ def _section(name: str, results: Json, page: str) -> Iterator[str]:
     yield ""
     yield (
         f"Scale `{results['scale']}`: {len(sizes)} variants of {min(sizes):,} to {max(sizes):,} parameters, {seeds} "
-        f"training seed(s), {tokens:,} tokens each. All of it: [{name}]({page})."
+        f"training seed(s), {tokens:,} tokens each in steps of {steps_text(results)}. All of it: [{name}]({page})."
     )
     yield ""
     yield from study.summary(results)

@@ -23,7 +23,7 @@ from mnemon.studies.execution import (
 from mnemon.studies.order import Order
 from mnemon.studies.planning import base_recipe, choose_variants, counted_facts, model_facts, plan_runs
 from mnemon.studies.registry import get_study
-from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant
+from mnemon.studies.study import Json, PlannedRun, Scale, Study, Variant, steps_text
 from mnemon.training.curriculum import LEARNED
 from mnemon.training.recipe import Recipe
 from mnemon.training.recipe_io import check_recipe
@@ -253,7 +253,7 @@ def _circumstances(results: Json) -> list[str]:
     options = recipe["optimisation"]
     return [
         f"Scale `{results['scale']}`, {results['seeds']} seed(s); per run {options['max_tokens']:,} tokens in steps of "
-        f"{_steps(results)}; schedule {options['schedule']} and {options['warmup_steps']} steps of warm-up for all "
+        f"{steps_text(results)}; schedule {options['schedule']} and {options['warmup_steps']} steps of warm-up for all "
         "variants; learning rates "
         + ("chosen per variant on seed 0 (table)." if _is_tuned(results) else "the same for all.")
         + f" {sum(sum(variant['minutes']) for variant in results['variants']):,.0f} minutes of training in all.",
@@ -261,19 +261,6 @@ def _circumstances(results: Json) -> list[str]:
         f"Command: `{results['command']}`.",
         "",
     ]
-
-
-def _steps(results: Json) -> str:
-    """Say of how many tokens the steps are; where variants differ, of which variants."""
-    usual = results["recipe"]["optimisation"]["batch_tokens"]
-    by_size: dict[int, list[str]] = {}
-    for variant in results["variants"]:
-        by_size.setdefault(variant.get("step_tokens", usual), []).append(variant["name"])  # not in earlier results
-    if len(by_size) == 1:
-        return f"{next(iter(by_size)):,}"
-    most = max(by_size, key=lambda size: len(by_size[size]))
-    others = [f"{', '.join(names)}: {size:,}" for size, names in by_size.items() if size != most]
-    return f"{most:,} ({'; '.join(others)})"
 
 
 def _on_machines(results: Json) -> list[str]:

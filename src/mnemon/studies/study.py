@@ -191,6 +191,19 @@ def points_text(test: Json) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def steps_text(results: Json) -> str:
+    """Write of how many tokens the steps of training are, and which variants take others: "1,024 (lm2: 512)"."""
+    usual = results["recipe"]["optimisation"]["batch_tokens"]
+    by_size: dict[int, list[str]] = {}
+    for variant in results["variants"]:
+        by_size.setdefault(variant.get("step_tokens", usual), []).append(variant["name"])  # not in earlier results
+    if len(by_size) == 1:
+        return f"{next(iter(by_size)):,}"
+    most = max(by_size, key=lambda size: len(by_size[size]))
+    others = [f"{', '.join(names)}: {size:,}" for size, names in by_size.items() if size != most]
+    return f"{most:,} ({'; '.join(others)})"
+
+
 def state_text(variant: Json) -> str:
     """Write the bytes that a variant of `results.json` carries at the longest length; unknown of launched runs."""
     known = variant["state_bytes"]
