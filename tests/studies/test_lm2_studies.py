@@ -131,8 +131,8 @@ def test_a_report_says_what_was_found_beyond_training_and_what_is_left_at_the_lo
     claim, best = study.claims(results)
     assert "(LM2, Table 1)" in claim.paper
     assert "98.1 at 4k" in best.paper
-    untrained = "qa2, qa3, qa4, qa5 were not trained"
-    assert best.here == f"Not reached: one LM2 for all tasks, 100.0 at 4k, 100.0 at 128k (qa1 100/100; {untrained})."
+    untrained = "qa2, qa3, qa4, qa5 were not among its tasks"
+    assert best.here == f"Not reached: one LM2 for 1 tasks, 100.0 at 4k, 100.0 at 128k (qa1 100/100; {untrained})."
     assert claim.here.startswith("Holds: ahead of plain, RMT. The lead over RMT in points: +75.0 [")
     against = {test["second"]: test for test in results["beyond"] if test["first"] == "LM2"}
     against["RMT"]["corrected_p"] = 0.2

@@ -20,7 +20,8 @@ def reproduce(
         str,
         typer.Argument(
             metavar="STUDY",
-            help="lm2-table1, lm2-ablation, lm2-figure5, lm2-mmlu, mom-mqar, mom-text; or mom-tables, the last two.",
+            help="lm2-table1, lm2-more-tasks, lm2-ablation, lm2-figure5, lm2-mmlu, mom-mqar, mom-text; "
+            "or mom-tables, the last two.",
         ),
     ],
     scale: Annotated[str, typer.Option(help="tiny, small, or paper where it has one (--dry-run first).")] = "tiny",
@@ -39,7 +40,7 @@ def reproduce(
         int | None, typer.Option(min=1, help="Samples per measured cell. (default: the scale's)")
     ] = None,
     lengths: Annotated[
-        str | None, typer.Option(metavar="0k,4k,...", help="Measured lengths of lm2-table1, lm2-ablation.")
+        str | None, typer.Option(metavar="0k,4k,...", help="Measured lengths where the data is BABILong.")
     ] = None,
     tune: Annotated[
         str | None,

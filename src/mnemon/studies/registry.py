@@ -6,13 +6,15 @@ from mnemon.errors import ConfigError
 from mnemon.studies.lm2_ablation import Lm2Ablation
 from mnemon.studies.lm2_figure5 import Lm2Figure5
 from mnemon.studies.lm2_mmlu import Lm2Mmlu
+from mnemon.studies.lm2_more_tasks import Lm2MoreTasks
 from mnemon.studies.lm2_table1 import Lm2Table1
 from mnemon.studies.mom_mqar import MomMqar
 from mnemon.studies.mom_text import MomText
 from mnemon.studies.study import Scale, Study
 
 _STUDIES: dict[str, Study] = {
-    study.name: study for study in (Lm2Table1(), Lm2Ablation(), Lm2Figure5(), Lm2Mmlu(), MomMqar(), MomText())
+    study.name: study
+    for study in (Lm2Table1(), Lm2MoreTasks(), Lm2Ablation(), Lm2Figure5(), Lm2Mmlu(), MomMqar(), MomText())
 }
 _TOGETHER = {"mom-tables": ("mom-mqar", "mom-text")}
 
