@@ -1,7 +1,8 @@
 """The study `lm2-more-tasks`: the arms of `lm2-table1` on tasks whose answer is in no single fact.
 
 Where an object is depends on who took it and on where that person went since (qa2); how many objects a person carries,
-and which, on all that were taken, handed on and put down (qa7, qa8). qa1 is there because finding a fact is learned on it.
+and which, on all that were taken, handed on and put down (qa7, qa8). qa1 is there because on it a model learns to find a
+fact.
 """
 
 from __future__ import annotations

@@ -265,12 +265,8 @@ def _best_claim(results: Json) -> list[Claim]:
     here = ", ".join(f"{mean:.1f} at {length}" for mean, length in zip(means, lengths, strict=True))
     alone = ", ".join(f"{task} {'/'.join(f'{share:.0f}' for share in shares[task])}" for task in tasks)
     untrained = f"; {', '.join(missing)} were not among its tasks" if missing else ""
-    return [
-        Claim(
-            paper,
-            f"{'Reached' if reached else 'Not reached'}: one LM2 for {len(results['tasks'])} tasks, {here} ({alone}{untrained}).",
-        )
-    ]
+    verdict = f"{'Reached' if reached else 'Not reached'}: one LM2 for {len(results['tasks'])} tasks"
+    return [Claim(paper, f"{verdict}, {here} ({alone}{untrained}).")]
 
 
 def _is_ahead(test: Json) -> bool:
