@@ -1,14 +1,12 @@
 """The study `lm2-more-tasks`: the arms of `lm2-table1` on tasks whose answer is in no single fact.
 
 Where an object is depends on who took it and on where that person went since (qa2); how many objects a person carries,
-and which, on all that were taken, handed on and put down (qa7, qa8). qa1 is there because on it a model learns to find a
-fact.
+and which, on all that were taken, handed on and put down (qa7, qa8). qa1 is there because it teaches to find a fact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 from mnemon.studies.lm2_table1 import Lm2Table1
@@ -45,4 +43,4 @@ class Lm2MoreTasks(Lm2Table1):
     def claims(self, results: Json) -> list[Claim]:
         """Return those of the parent, with the tasks they are about."""
         tasks = ", ".join(results["tasks"])
-        return [replace(claim, here=f"On {tasks}: {claim.here}") for claim in super().claims(results)]
+        return [claim._replace(here=f"On {tasks}: {claim.here}") for claim in super().claims(results)]
