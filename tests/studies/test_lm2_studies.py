@@ -25,11 +25,13 @@ from mnemon.studies.babilong_tables import (
 from mnemon.studies.lm2_ablation import Lm2Ablation
 from mnemon.studies.lm2_figure5 import Lm2Figure5
 from mnemon.studies.lm2_mmlu import Lm2Mmlu, choose
+from mnemon.studies.lm2_more_tasks import Lm2MoreTasks
 from mnemon.studies.lm2_table1 import Lm2Table1
 from mnemon.studies.order import Order
 from mnemon.studies.planning import base_recipe, choose_variants, plan_runs
 from mnemon.studies.registry import get_study, parts_of
 from mnemon.studies.results import read_results, reproduce
+from mnemon.training.data_sections import BabilongData
 from mnemon.training.recipe_io import load_recipe
 
 TASKS = ("qa1", "qa6")
@@ -132,7 +134,7 @@ def test_a_report_says_what_was_found_beyond_training_and_what_is_left_at_the_lo
     assert "(LM2, Table 1)" in claim.paper
     assert "98.1 at 4k" in best.paper
     untrained = "qa2, qa3, qa4, qa5 were not among its tasks"
-    assert best.here == f"Not reached: one LM2 for 1 tasks, 100.0 at 4k, 100.0 at 128k (qa1 100/100; {untrained})."
+    assert best.here == f"Not reached: one LM2 for 2 tasks, 100.0 at 4k, 100.0 at 128k (qa1 100/100; {untrained})."
     assert claim.here.startswith("Holds: ahead of plain, RMT. The lead over RMT in points: +75.0 [")
     against = {test["second"]: test for test in results["beyond"] if test["first"] == "LM2"}
     against["RMT"]["corrected_p"] = 0.2
@@ -142,6 +144,30 @@ def test_a_report_says_what_was_found_beyond_training_and_what_is_left_at_the_lo
     summary = "\n".join(study.summary(results))
     assert "| model | role | 4k | 128k |" in summary
     assert "| 4k to 128k | LM2 − RMT | 100 | 25 |" in summary
+
+
+def test_tasks_of_several_facts_are_asked_of_the_same_arms_with_tokens_enough_for_the_last_stage() -> None:
+    study, scale = Order("lm2-more-tasks", "tiny").resolve()
+    runs = plan_runs(study, scale, choose_variants(study, scale, base_recipe(study, scale)), 1)
+    assert [run.variant.name for run in runs] == ["plain", "window", "rmt", "armt", "lm2"]
+    for run in runs:
+        data, tokens = run.recipe.data, run.recipe.optimisation.max_tokens
+        assert isinstance(data, BabilongData)
+        assert data.task_names == ["qa1", "qa2", "qa7", "qa8"]
+        most = [data.curriculum.most_tokens(stage) for stage in range(len(data.stages))]
+        assert most[-1] is None
+        assert sum(filter(None, most[:-1])) < tokens
+
+
+def test_the_claims_of_tasks_of_several_facts_name_them() -> None:
+    measures = {
+        "plain": [{"results": {"near": [asdict(answered("plain", BAD, "4k"))]}}],
+        "lm2": [{"results": {"near": [asdict(answered("LM2", GOOD, "4k"))]}}],
+    }
+    study = Lm2MoreTasks()
+    claim = study.claims(study.analyse([], json.loads(json.dumps(measures))))[0]
+    assert claim.here.startswith("On qa1, qa6: Holds: ahead of plain.")
+    assert claim.paper == Lm2Table1().claims(study.analyse([], json.loads(json.dumps(measures))))[0].paper
 
 
 def test_answers_to_different_questions_are_not_compared() -> None:

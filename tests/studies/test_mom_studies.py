@@ -240,7 +240,7 @@ def test_a_report_over_all_studies_names_what_was_found_and_what_is_open(
         in page
     )
     assert "| [Better for " in page
-    assert "- Not run yet: `lm2-table1`, `lm2-ablation`, `lm2-figure5`, `lm2-mmlu`." in page
+    assert "- Not run yet: `lm2-table1`, `lm2-more-tasks`, `lm2-ablation`, `lm2-figure5`, `lm2-mmlu`." in page
     assert "| rule | single | mom | enlarged |" in page
     assert re.search(r"tokens each in steps of [\d,]+\. All of it: \[mom-mqar\]", page)
     for figure in re.findall(r"\]\(([^)]*\.svg)\)", page):

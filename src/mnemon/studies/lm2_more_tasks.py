@@ -14,8 +14,9 @@ from mnemon.studies.study import Claim, Json, Scale
 
 _TASKS = ("qa1", "qa2", "qa7", "qa8")
 _LENGTHS = ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k")
+_ASKED = f"data.tasks=[{', '.join(_TASKS)}]"
 _CHANGES = (
-    f"data.tasks=[{', '.join(_TASKS)}]",
+    _ASKED,
     # Fewer lengths and more tokens for the first of them: these tasks are learned slowly, on facts alone already.
     "data.lengths=[0, 256, 1024]",
     "data.curriculum.max_stage_tokens=[1500000, 1500000, 1500000, 4000000, 2500000, null]",
@@ -29,6 +30,13 @@ class Lm2MoreTasks(Lm2Table1):
     title = "LM2 and its controls on tasks of several facts"
     scales: ClassVar[Mapping[str, Scale]] = {
         "tiny": Scale(_CHANGES, seeds=3, samples=100, lengths=_LENGTHS),
+        "small": Scale(
+            ("optimisation.max_minutes=null", _ASKED),
+            seeds=3,
+            samples=100,
+            recipe="babilong-small-lm2",
+            lengths=_LENGTHS,
+        ),
     }
 
     def body(self, results: Json) -> list[str]:
