@@ -159,15 +159,17 @@ def test_tasks_of_several_facts_are_asked_of_the_same_arms_with_tokens_enough_fo
         assert sum(filter(None, most[:-1])) < tokens
 
 
-def test_the_claims_of_tasks_of_several_facts_name_them() -> None:
+def test_a_report_on_tasks_of_several_facts_names_them_and_what_every_model_answers_of_each() -> None:
     measures = {
-        "plain": [{"results": {"near": [asdict(answered("plain", BAD, "4k"))]}}],
-        "lm2": [{"results": {"near": [asdict(answered("LM2", GOOD, "4k"))]}}],
+        "plain": [{"results": {"near": [asdict(answered("plain", BAD, "16k"))]}}],
+        "lm2": [{"results": {"near": [asdict(answered("LM2", GOOD, "16k"))]}}],
     }
     study = Lm2MoreTasks()
-    claim = study.claims(study.analyse([], json.loads(json.dumps(measures))))[0]
+    results = study.analyse([], json.loads(json.dumps(measures)))
+    assert study.findings(results)[-1] == "qa1, qa6 in percent at 16k: plain 25, 25; LM2 100, 100."
+    claim = study.claims(results)[0]
     assert claim.here.startswith("On qa1, qa6: Holds: ahead of plain.")
-    assert claim.paper == Lm2Table1().claims(study.analyse([], json.loads(json.dumps(measures))))[0].paper
+    assert claim.paper == Lm2Table1().claims(results)[0].paper
 
 
 def test_answers_to_different_questions_are_not_compared() -> None:
