@@ -146,11 +146,7 @@ class Lm2Table1(Study):
         lines = [
             "Accuracy on BABILong (facts of bAbI in unrelated text, arXiv:2406.10149), stories generated, exact words. "
             "All models have the same decoder, source of training samples, curriculum and number of tokens, in as many "
-            "steps as each one's recipe makes of them: *plain* sees every "
-            f"earlier token and is asked up to {_FULL_ATTENTION_TO // 1000}k tokens, *window* only those within LM2's "
-            "attention span, *RMT* and *ARMT* carry memory tokens and associative memories from segment to segment, "
-            f"*{_RETRIEVAL.name}* reads only what BM25 found for the question, *{LM2}* carries its bank; *knocked out* "
-            "is the same LM2 without what the bank says.",
+            f"steps as each one's recipe makes of them: {_models_text(results)}.",
             "",
             _model_grid(results).markdown(),
         ]
@@ -340,6 +336,21 @@ def _by_seed(measures: Mapping[str, Sequence[Json]]) -> list[list[list[BabilongR
                 ranges.setdefault(name, []).extend(result_from_dict(value) for value in results)
         found.append([ranges[name] for name in _RANGES if name in ranges])
     return found
+
+
+def _models_text(results: Json) -> str:
+    """Say what each model of a table sees of a text."""
+    labels = {row["label"] for row in results["rows"]}
+    plain = LABELS["plain"]
+    said = {
+        plain: f"*{plain}* sees every earlier token and is asked up to {_FULL_ATTENTION_TO // 1000}k tokens",
+        LABELS["window"]: "*window* sees only the tokens within LM2's attention span",
+        LABELS["rmt"]: "*RMT* carries memory tokens from segment to segment",
+        LABELS["armt"]: "*ARMT* carries associative memories that its memory tokens write",
+        f"{plain} ({_RETRIEVAL.name})": f"*{plain} ({_RETRIEVAL.name})* reads only what BM25 found for the question",
+        LM2: f"*{LM2}* carries its bank; *knocked out* is the same LM2 without what the bank says",
+    }
+    return ", ".join(text for label, text in said.items() if label in labels)
 
 
 def _model_grid(results: Json) -> Grid:
