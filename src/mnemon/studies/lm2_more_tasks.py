@@ -47,8 +47,7 @@ class Lm2MoreTasks(Lm2Table1):
         asked = (
             "Asked are tasks whose answer is in no single fact: where an object is (qa2: who took it, and where did "
             "that person go since), how many objects somebody carries (qa7) and which (qa8). qa1 is among them because "
-            "it teaches to find a fact. More of the tokens than in `lm2-table1` may go to facts alone, on which these "
-            "tasks are learned slowly."
+            "it teaches to find a fact."
         )
         return [asked, "", *super().body(results)]
 
