@@ -2,19 +2,22 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mnemon.errors import ConfigError
 from mnemon.ops import list_rules
+from mnemon.studies import estimate as estimate_module
 from mnemon.studies.dry_run import dry_run
 from mnemon.studies.equal_size import as_large_as, parameters, refuse_unequal
-from mnemon.studies.estimate import open_data, run_seconds
+from mnemon.studies.estimate import measured_speed, open_data, run_seconds
 from mnemon.studies.order import Order
 from mnemon.studies.planning import base_recipe, choose_variants, model_facts, plan_runs
 from mnemon.studies.registry import get_scale, get_study, list_studies
 from mnemon.studies.study import PlannedRun
-from mnemon.training.recipe_io import changed_recipe, load_recipe
+from mnemon.training.recipe_io import changed_recipe, load_recipe, save_recipe
 
 
 def planned(order: Order) -> tuple[PlannedRun, ...]:
@@ -146,7 +149,7 @@ def test_every_kind_of_data_can_be_opened() -> None:
     assert open_data(load_recipe("babilong-tiny-lm2", few)) == {"qa1": 128, "qa6": 128}
 
 
-def test_time_is_estimated_from_earlier_runs_where_there_are_some(tmp_path: Path) -> None:
+def test_time_is_estimated_from_earlier_runs_of_the_same_recipe(tmp_path: Path) -> None:
     (run,) = planned(Order("mom-mqar", "tiny", only=("gla.single",)))
     study = get_study("mom-mqar")
     assert run_seconds(study, run, tmp_path)["from"] == "measured"
@@ -154,6 +157,29 @@ def test_time_is_estimated_from_earlier_runs_where_there_are_some(tmp_path: Path
     folder.mkdir(parents=True)
     summary = {"stop_reason": "max_tokens", "validation": {"16": {}}, "tokens_per_second": 2.0}
     (folder / "summary.json").write_text(json.dumps(summary))
+    another_seed = run.recipe.model_copy(update={"seed": 7})
+    save_recipe(another_seed, folder / "recipe.yaml")
     estimate = run_seconds(study, run, tmp_path)
     assert estimate["from"] == "earlier run"
     assert estimate["seconds"] == pytest.approx(1024, rel=0.05)
+    deeper = run.recipe.model.model_copy(update={"base": {**run.recipe.model.base, "num_hidden_layers": 5}})
+    save_recipe(run.recipe.model_copy(update={"model": deeper}), folder / "recipe.yaml")
+    assert run_seconds(study, run, tmp_path)["from"] == "measured"
+
+
+def test_a_long_call_is_timed_once_and_a_short_one_until_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = planned(Order("mom-mqar", "tiny", only=("gla.single",)))
+    calls: list[int] = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, **_: object) -> object:
+            calls.append(input_ids.numel())
+            return SimpleNamespace(loss=torch.zeros((), requires_grad=True))
+
+    monkeypatch.setattr(estimate_module, "build_model", lambda *_: Counted())
+    measured_speed(run.recipe)
+    assert len(calls) == 8  # four training steps and four readings
+    calls.clear()
+    monkeypatch.setattr(estimate_module, "_LONG_CALL", 0.0)
+    measured_speed(run.recipe)
+    assert len(calls) == 2

@@ -98,9 +98,14 @@ def _run(order: "Order", folder: Path, tune: list[float], jobs: int, overwrite: 
         jobs=jobs,
         overwrite=overwrite,
         command=command_line(sys.argv),
-        report=lambda text: print(text, file=sys.stderr, flush=True),
+        report=_report,
     )
     print(json.dumps({"output": str(folder), **results}) if json_output else read_text(folder / PAGE))
+
+
+def _report(text: str) -> None:
+    """Say on stderr how far the work is; stdout belongs to the result."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _rates(text: str | None) -> list[float]:
@@ -130,7 +135,7 @@ def _text_change(recipe: str, study: str, background: str | None, ignored: bool)
 def _print_plan(order: "Order", folder: Path, jobs: int, as_json: bool) -> None:
     from mnemon.studies.dry_run import dry_run
 
-    plan = dry_run(order, folder)
+    plan = dry_run(order, folder, _report)
     if as_json:
         print(json.dumps(plan))
         return

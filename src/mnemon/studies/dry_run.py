@@ -6,18 +6,19 @@ from pathlib import Path
 
 from mnemon.studies.equal_size import refuse_unequal
 from mnemon.studies.estimate import launch_lines, open_data, run_seconds, training_flop
-from mnemon.studies.execution import is_finished
+from mnemon.studies.execution import Report, is_finished
 from mnemon.studies.order import Order
 from mnemon.studies.planning import base_recipe, choose_variants, counted_facts, model_facts, plan_runs
 from mnemon.studies.study import Json, PlannedRun, Study
 
 
-def dry_run(order: Order, root: Path) -> Json:
+def dry_run(order: Order, root: Path, report: Report = lambda text: None) -> Json:
     """Return what a study would train, how large it is and how long it takes.
 
     Args:
         order: what is wanted.
         root: folder of the study; runs that are there tell how long others take.
+        report: told which model is looked at, for large ones take a while.
 
     Returns:
         `study`, `scale`; `runs`: name, parameters, tokens, whether it is `finished`, and `seconds` `from` where,
@@ -39,6 +40,7 @@ def dry_run(order: Order, root: Path) -> Json:
     opened: dict[str, dict[str, int]] = {}
     for run in runs:
         if run.variant.name not in facts:
+            report(f"measuring {run.variant.name}")
             facts[run.variant.name] = (
                 _launched_facts(run, opened) if scale.launched else _facts(study, run, root, length)
             )

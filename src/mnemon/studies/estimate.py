@@ -14,20 +14,25 @@ from mnemon.data import babilong
 from mnemon.data.background import load_background
 from mnemon.data.mqar import generate
 from mnemon.data.text import encode_background
-from mnemon.studies.execution import is_trained, read_json
+from mnemon.studies.execution import differences, is_trained, read_json
 from mnemon.studies.study import Json, PlannedRun, Study
 from mnemon.training.build import build_model, build_tokenizer, vocabulary_size
 from mnemon.training.data_sections import BabilongData, MqarData
 from mnemon.training.recipe import Recipe
-from mnemon.training.run import SUMMARY_FILE, set_threads
+from mnemon.training.recipe_io import load_recipe
+from mnemon.training.run import RECIPE_FILE, SUMMARY_FILE, set_threads
+from mnemon.training.trainer import wants_cuda
 
 _MOST_TOKENS = 8192
-"""Tokens of a batch that is timed: enough for the matrices to count, little enough for a second or two."""
+"""Tokens of a batch that is timed on a CPU: enough for the matrices to count, little enough for a second or two."""
 
 _FACTS_ALONE = 128
 """Tokens of a BABILong sample without unrelated text, about."""
 
 _REPEATS = 3
+_LONG_CALL = 2.0
+"""Seconds after which a call is timed well enough: large models are not run four times for an estimate."""
+_SAME_SPEED = ("seed", "output", "optimisation.learning_rate")
 _FLOP_PER_WEIGHT = 6
 """Of forward and backward pass, per parameter and token; attention over long contexts comes on top."""
 
@@ -52,25 +57,35 @@ def run_seconds(study: Study, run: PlannedRun, root: Path) -> Json:
 
 
 def measured_speed(recipe: Recipe) -> tuple[float, float]:
-    """Return tokens per second of a training step without the optimiser, and of reading; the best of three.
+    """Return tokens per second of a training step without the optimiser, and of reading, where the run would train.
 
+    The fastest of three calls counts, or one that takes two seconds or more.
     On a CPU processor time counts, shared out among the threads: what else the machine does now is not in it.
+
+    Raises:
+        RunError: the recipe asks for a GPU and there is none.
     """
-    set_threads(recipe.optimisation.threads)
+    options = recipe.optimisation
+    set_threads(options.threads)
+    device = torch.device("cuda" if wants_cuda(options) else "cpu")
     model = build_model(recipe, vocabulary_size(recipe, None)).train()
+    torch.nn.Module.to(model, device)  # transformers' own `to` hides its types
     length = recipe.data.stages[-1].length or _FACTS_ALONE
-    most = max(1, _MOST_TOKENS // length)
-    rows = max(recipe.optimisation.min_rows, recipe.optimisation.batch_tokens // length, 1)
-    trained, read = (_random_ids(recipe, count, length) for count in (min(rows, most), most))
+    rows = max(options.min_rows, options.batch_tokens // length, 1)
+    most = max(1, _MOST_TOKENS // length, rows if device.type == "cuda" else 1)
+    trained, read = (_random_ids(recipe, count, length).to(device) for count in (min(rows, most), most))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16")
 
     def step() -> None:
-        model(input_ids=trained, labels=trained).loss.backward()
+        with autocast:
+            loss = model(input_ids=trained, labels=trained).loss
+        loss.backward()
 
     def answer() -> None:
         with torch.inference_mode():
             model(input_ids=read, logits_to_keep=1)
 
-    return trained.numel() / _fastest(step), read.numel() / _fastest(answer)
+    return trained.numel() / _fastest(step, device), read.numel() / _fastest(answer, device)
 
 
 def training_flop(parameters: int, tokens: int) -> float:
@@ -116,22 +131,32 @@ def _random_ids(recipe: Recipe, rows: int, length: int) -> torch.Tensor:
 
 
 def _earlier_speed(run: PlannedRun, root: Path) -> float | None:
-    """Return the tokens per second of a finished run of the same variant and length."""
+    """Return the tokens per second of finished runs that differ in nothing that costs time; None = there is none."""
     speeds = []
+    recipe = run.recipe.model_dump(mode="json")
     for folder in (root / "runs" / run.variant.name).glob("*/*"):
-        if is_trained(folder):
-            summary = read_json(folder / SUMMARY_FILE)
-            speeds.append(float(summary["tokens_per_second"]))
+        if is_trained(folder) and (folder / RECIPE_FILE).is_file():
+            earlier = load_recipe(folder / RECIPE_FILE).model_dump(mode="json")
+            if all(key in _SAME_SPEED for key, _, _ in differences(earlier, recipe)):
+                speeds.append(float(read_json(folder / SUMMARY_FILE)["tokens_per_second"]))
     return max(speeds, default=None)
 
 
-def _fastest(work: Callable[[], None]) -> float:
-    """Return the seconds of the fastest of a few calls, a first one not counted."""
-    work()
-    return max(min(_timed(work) for _ in range(_REPEATS)), 1e-9)
+def _fastest(work: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds of the fastest of a few calls; a first one warms up, and counts only if it is long."""
+    seconds = _timed(work, device)
+    if seconds < _LONG_CALL:
+        seconds = min(_timed(work, device) for _ in range(_REPEATS))
+    return max(seconds, 1e-9)
 
 
-def _timed(work: Callable[[], None]) -> float:
-    started = time.process_time()
+def _timed(work: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cpu":
+        started = time.process_time()
+        work()
+        return (time.process_time() - started) / torch.get_num_threads()
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
     work()
-    return (time.process_time() - started) / torch.get_num_threads()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -181,18 +181,18 @@ def refuse_other(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]
     Raises:
         ConfigError: they differ; the first key is named.
     """
-    for key, old, new in _differences(before, now):
+    for key, old, new in differences(before, now):
         if not key.removeprefix("recipe.").startswith(_MAY_DIFFER):
             raise ConfigError(
                 f"{folder}: was begun with {key} {old!r}, now it is {new!r}; use --overwrite or another --output"
             )
 
 
-def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Go through the dotted keys in which two nested dictionaries differ, with both values."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}):
-            yield from _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
+            yield from differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
     elif before != now:
         yield prefix, before, now
 
