@@ -60,7 +60,18 @@ def test_a_single_model_has_no_tests_and_no_best(invent: Invent) -> None:
     assert "★" not in page
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.00001, "< 0.0001"), (0.0012, "0.0012"), (0.2, "0.20"), (1.0, "1.00")])
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [
+        (0.00001, "< 0.0001"),
+        (0.0012, "0.0012"),
+        (0.032, "0.03"),
+        (0.0496, "0.0496"),
+        (0.0503, "0.0503"),
+        (0.2, "0.20"),
+        (1.0, "1.00"),
+    ],
+)
 def test_p_values_have_as_many_digits_as_they_deserve(p: float, text: str) -> None:
     assert tables.p_text(p) == text
 

@@ -56,7 +56,7 @@ def in_pieces(model: MemoryModel, ids: torch.Tensor, cuts: Sequence[int]) -> Mem
 
 def next_logits(model: MemoryModel, state: MemoryState, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return model(ids, past_key_values=MemoryCache(state)).logits
+        return model(ids, memory=state).logits
 
 
 @every_case
@@ -145,6 +145,36 @@ def test_generation_reads_what_waits_and_repeats(name):
     assert torch.equal(found[:, 3:], model.generate(ids, **options)[:, LONG + 3 :])
     assert torch.equal(found, model.generate(ids[:, LONG:], memory=state, **options))
     assert digest(state) == before
+
+
+@every_case
+def test_forward_goes_on_from_a_memory_and_leaves_it_as_it_was(name):
+    model, ids = case(name), tokens(2, LONG + 3)
+    state = model.memorize(ids[:, :LONG])
+    before = digest(state)
+    with torch.no_grad():
+        found = model(ids[:, LONG:], labels=ids[:, LONG:], memory=state)
+        expected = model(ids[:, LONG:], labels=ids[:, LONG:], past_key_values=MemoryCache(state))
+        blank = model(ids[:, LONG:])
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.loss, expected.loss)
+    assert not torch.allclose(found.logits, blank.logits)
+    assert found.past_key_values.state.tokens_read == (LONG + 3, LONG + 3)
+    assert digest(state) == before
+
+
+@every_case
+def test_a_memory_that_would_be_ignored_is_refused(name):
+    model, ids = case(name), tokens(2, 7)
+    state = model.memorize(ids)
+    with pytest.raises(StateError, match="as memory=, not as state="):
+        model(ids, state=state)
+    with pytest.raises(StateError, match="choose one"):
+        model(ids, memory=state, past_key_values=MemoryCache(state))
+    with pytest.raises(StateError, match="the memory holds 2 rows, the input has 1"):
+        model(ids[:1], memory=state)
+    with pytest.raises(StateError, match="expected a MemoryState, got str"):
+        model(ids, memory="book.memory.safetensors")
 
 
 def test_what_waits_can_be_read_alone():

@@ -1,6 +1,6 @@
 """What all our models do alike around a decoder: inputs checked, one call of any length, generation from a memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, Self, cast
@@ -347,6 +347,25 @@ class MemoryModel(PreTrainedModel, GenerationMixin):
                 f"token id {low if low < 0 else high} is outside the vocabulary of {size} (ids 0 to {size - 1}); "
                 "was the text encoded with this model's tokenizer?"
             )
+
+    def _cache_with(self, memory: Any, cache: Any, others: Mapping[str, Any]) -> Any:
+        """Return what a call goes on from: the cache it was given, or one around the memory it was given.
+
+        Args:
+            memory: what was handed in as a memory; checked later, with the input.
+            cache: what was handed in as a cache.
+            others: arguments that the call knows nothing about; a memory among them would be ignored in silence.
+        Raises:
+            StateError: for both at once, or a memory under another name.
+        """
+        for name, value in others.items():
+            if isinstance(value, MemoryState):
+                raise StateError(f"a memory is handed to the model as memory=, not as {name}=")
+        if memory is None:
+            return cache
+        if cache is not None:
+            raise StateError("memory= cannot be combined with past_key_values=; choose one")
+        return MemoryCache(memory)
 
     def _check_cache(self, cache: Any, batch_size: int) -> MemoryCache | None:
         if cache is None:

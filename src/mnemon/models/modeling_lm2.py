@@ -31,7 +31,7 @@ from mnemon.models.memory_model import MemoryModel, fresh_output_scale, initiali
 from mnemon.models.memory_segments import MemorySegments
 from mnemon.models.modeling_mom import MoMForCausalLM
 from mnemon.models.segmented_decoder import SegmentedDecoder, joined_statistics
-from mnemon.models.state import LM2State, MemoryCache
+from mnemon.models.state import LM2State, MemoryCache, MemoryState
 
 _DEFAULT_SINKS = 4
 _CALL_LENGTH = 512  # tokens per row that one call takes through a block, where it may take several segments
@@ -232,6 +232,7 @@ class LM2ForCausalLM(MemoryModel):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        memory: MemoryState | None = None,
         knock_out_memory: bool = False,
         output_diagnostics: bool = False,
         output_routing: bool = False,
@@ -249,6 +250,8 @@ class LM2ForCausalLM(MemoryModel):
             labels: ids to predict, shifted inside, -100 = ignored, [B, T].
             use_cache: whether to return a cache; default: not while training.
             logits_to_keep: number of last columns to compute logits for (0 = all), or their indices.
+            memory: state to go on from, with as many rows as the input; it is not changed, the new one is in the cache
+                that is returned. None = a fresh one, or that of `past_key_values`.
             knock_out_memory: run without the memory (no read, no write): the knocked-out control.
             output_diagnostics: whether to return what the memory did (see `MemoryDiagnostics`).
             output_routing: whether to return how the routers of a MoM base chose.
@@ -257,7 +260,7 @@ class LM2ForCausalLM(MemoryModel):
             Logits [B, columns kept, vocabulary], loss, cache, diagnostics, balance loss, loads and rate of writing.
         Raises:
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
-            StateError: for a cache that is not this model's or of another batch size.
+            StateError: for a cache or memory that is not this model's or of another batch size, or for both at once.
             ConfigError: for a rate of writing of a model without skip gates.
         """
         collector = MemoryDiagnostics() if output_diagnostics else None
@@ -269,6 +272,7 @@ class LM2ForCausalLM(MemoryModel):
         costs = labels is not None and self.training and self.write_cost > 0
         rates: list[Tensor] | None = [] if costs or output_write_rate else None
         read = partial(self._stream, knock_out=knock_out_memory, diagnostics=collector, choices=choices, rates=rates)
+        past_key_values = self._cache_with(memory, past_key_values, kwargs)
         logits, cache = self._read_call(
             input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, logits_to_keep, read
         )

@@ -123,6 +123,7 @@ class MoMForCausalLM(MemoryModel):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        memory: MemoryState | None = None,
         output_routing: bool = False,
         **kwargs: Any,
     ) -> MoMOutput:
@@ -138,16 +139,19 @@ class MoMForCausalLM(MemoryModel):
                 `config.balance_weight` is added.
             use_cache: whether to return a cache; default: not while training.
             logits_to_keep: number of last columns to compute logits for (0 = all), or their indices.
+            memory: state to go on from, with as many rows as the input; it is not changed, the new one is in the cache
+                that is returned. None = a fresh one, or that of `past_key_values`.
             output_routing: whether to return the balance loss and the loads.
         Returns:
             Logits [B, columns kept, vocabulary], loss, cache, balance loss, loads.
         Raises:
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
-            StateError: for a cache that is not this model's or of another batch size.
+            StateError: for a cache or memory that is not this model's or of another batch size, or for both at once.
         """
         balances = labels is not None and self.training and self.balance_weight > 0
         found: list[RoutingStatistics] = []
         read = partial(self._stream, found=found if balances or output_routing else None)
+        past_key_values = self._cache_with(memory, past_key_values, kwargs)
         logits, cache = self._read_call(
             input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, logits_to_keep, read
         )

@@ -168,6 +168,7 @@ class RMTForCausalLM(MemoryModel):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        memory: MemoryState | None = None,
         knock_out_memory: bool = False,
         output_diagnostics: bool = False,
         **kwargs: Any,
@@ -183,16 +184,19 @@ class RMTForCausalLM(MemoryModel):
             labels: ids to predict, shifted inside, -100 = ignored, [B, T].
             use_cache: whether to return a cache; default: not while training.
             logits_to_keep: number of last columns to compute logits for (0 = all), or their indices.
+            memory: state to go on from, with as many rows as the input; it is not changed, the new one is in the cache
+                that is returned. None = a fresh one, or that of `past_key_values`.
             knock_out_memory: let every segment find the memory as the first one does: the knocked-out control.
             output_diagnostics: whether to return what the memory did.
         Returns:
             Logits [B, columns kept, vocabulary], loss, cache, diagnostics.
         Raises:
             ShapeError: for inputs of the wrong shape or dtype, or ids outside the vocabulary.
-            StateError: for a cache that is not this model's or of another batch size.
+            StateError: for a cache or memory that is not this model's or of another batch size, or for both at once.
         """
         collector = MemoryDiagnostics() if output_diagnostics else None
         read = partial(self._stream, knock_out=knock_out_memory, diagnostics=collector)
+        past_key_values = self._cache_with(memory, past_key_values, kwargs)
         logits, cache = self._read_call(
             input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, logits_to_keep, read
         )
