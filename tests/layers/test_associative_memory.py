@@ -48,6 +48,17 @@ def test_what_was_written_is_recalled_and_written_again_it_is_replaced():
     assert torch.allclose(twice.normaliser, once.normaliser, atol=1e-3)  # the key was known already
 
 
+def test_a_closed_gate_leaves_the_matrix_exactly_as_it_is_and_a_sigmoid_does_not():
+    tokens = torch.randn(1, 2, WIDTH, dtype=torch.float64)
+    for stretch, unchanged in ((0.0, False), (0.1, True)):
+        built = memory()
+        held = built.write(torch.randn(1, 3, WIDTH, dtype=torch.float64), built.empty(1))
+        built.gate_stretch = stretch
+        with torch.no_grad():
+            built.write_strength.bias.fill_(-4.0)
+        assert torch.equal(built.write(tokens, held).matrix, held.matrix) is unchanged
+
+
 def test_tokens_of_one_segment_are_written_against_the_memory_before_it():
     built = memory()
     tokens, held = torch.randn(1, 2, WIDTH, dtype=torch.float64), built.empty(1)

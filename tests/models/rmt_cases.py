@@ -126,6 +126,8 @@ class ReferenceAssociation:
             for token in hidden[row, -self.count :]:
                 feature = self.features(memory.key.weight @ token)
                 strength = torch.sigmoid(memory.write_strength(token))
+                stretch = memory.gate_stretch
+                strength = ((1 + 2 * stretch) * strength - stretch).clamp(0, 1)
                 known, new = torch.zeros_like(token), 1.0
                 if not self.is_first:
                     overlap = normaliser @ feature

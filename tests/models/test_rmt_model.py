@@ -44,6 +44,20 @@ def test_logits_are_those_of_plain_calls_segment_by_segment(name, kind):
         assert_close(model(ids).logits, reference_logits(model, ids), name)
 
 
+def test_writes_that_can_close_are_those_of_the_equations_written_out():
+    model, ids = rmt(family("gpt2"), "armt", gate_stretch=0.3).train(), tokens(2, LONG)
+    found = model(ids)
+    expected = reference_logits(model, ids)
+    assert_close(found.logits, expected, "gpt2")
+    for name, one, other in zip(
+        dict(model.named_parameters()),
+        torch.autograd.grad(found.logits.square().sum(), list(model.parameters())),
+        torch.autograd.grad(expected.square().sum(), list(model.parameters())),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-9), name
+
+
 @every_kind
 @every_family
 def test_cuts_and_ragged_padding_change_nothing(name, kind):
@@ -116,7 +130,7 @@ def test_every_parameter_gets_a_gradient(kind):
     [
         ("rmt", {"num_memory_tokens": 2}), ("rmt", {"segment_length": 8}),
         ("rmt", {"memory": "associative"}), ("armt", {"num_memory_tokens": 2}), ("armt", {"segment_length": 8}),
-        ("armt", {"key_dim": 3}), ("armt", {"feature_order": 1}),
+        ("armt", {"key_dim": 3}), ("armt", {"feature_order": 1}), ("armt", {"gate_stretch": 0.3}),
     ],
 )  # fmt: skip
 def test_every_option_changes_the_result(kind, options):
@@ -338,6 +352,8 @@ def test_a_copied_model_works_on_its_own(kind):
         ({"memory": "associative", "feature_order": 0}, "feature_order must be at least 1, got 0"),
         ({"key_dim": 8}, 'key_dim is an option of memory="associative"'),
         ({"feature_order": 2}, 'feature_order is an option of memory="associative"'),
+        ({"gate_stretch": 0.1}, 'gate_stretch is an option of memory="associative"'),
+        ({"memory": "associative", "gate_stretch": 1.0}, "gate_stretch must be at least 0 and below 1, got 1.0"),
         ({"num_memory_token": 3}, "did you mean num_memory_tokens?"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnemon.layers.lean_gradients import stretched_sigmoid
 from mnemon.layers.memory_bank import state_dtype
 
 _EPS = 1e-5  # of both denominators, as published; a memory that holds nothing answers 0
@@ -48,12 +49,15 @@ class AssociativeMemory(nn.Module):
         hidden_size: model width D.
         key_dim: width K of queries and keys before the feature map.
         feature_order: nu of the feature map; F = 2 nu K features.
+        gate_stretch: epsilon of the write strength, clamp((1 + 2 epsilon) sigmoid(.) - epsilon, 0, 1): above 0 a token
+            can leave the matrix exactly as it is. 0 = as published.
     Source:
         Associative Recurrent Memory Transformer, arXiv:2407.04841.
     """
 
-    def __init__(self, hidden_size: int, key_dim: int, feature_order: int) -> None:
+    def __init__(self, hidden_size: int, key_dim: int, feature_order: int, gate_stretch: float = 0.0) -> None:
         super().__init__()
+        self.gate_stretch = gate_stretch
         self.feature_order = feature_order
         self.query = nn.Linear(hidden_size, key_dim, bias=False)
         self.key = nn.Linear(hidden_size, key_dim, bias=False)
@@ -104,7 +108,8 @@ class AssociativeMemory(nn.Module):
             v' = A phi(k) / (z^T phi(k) + eps);   gamma = clip(1 - z^T phi(k) / (|phi(k)|^2 + eps), 0, 1)
             A <- A + sum_i beta_i (v_i - v'_i) phi(k_i)^T;   z <- z + sum_i gamma_i phi(k_i)
 
-        with k = W_K m, v = W_V m, beta = sigmoid(W_beta m + b). No gradient flows through gamma.
+        with k = W_K m, v = W_V m, beta = sigmoid(W_beta m + b), stretched by `gate_stretch`. No gradient flows through
+        gamma.
 
         Args:
             tokens: output of the block at the memory tokens, [B, m, D].
@@ -114,7 +119,8 @@ class AssociativeMemory(nn.Module):
         """
         dtype = held.matrix.dtype
         features = self._features(self.key, tokens, held)
-        values, strength = self.value(tokens).to(dtype), torch.sigmoid(self.write_strength(tokens).to(dtype))
+        values = self.value(tokens).to(dtype)
+        strength = stretched_sigmoid(self.write_strength(tokens).to(dtype), self.gate_stretch)
         with torch.autocast(tokens.device.type, enabled=False):
             error = strength * (values - _recall(features, held))
             with torch.no_grad():

@@ -24,6 +24,8 @@ class RMTConfig(CompositeConfig):
         segment_length: tokens C per segment. The decoder sees one segment and the memory, nothing else.
         key_dim: with "associative", width of queries and keys before the feature map; None = 64.
         feature_order: with "associative", order of the feature map, which has 2 * order * key_dim features; None = 3.
+        gate_stretch: with "associative", how far the write strength is stretched beyond (0, 1) before it is cut off
+            there, so that filler can be left unwritten (as in `LM2Config`); 0 = the paper's sigmoid.
         bptt_segments: segments that gradients flow through; None = all.
         blocks_path: where the decoder's blocks are, as a dotted path such as `model.layers`; None = found by structure.
         attention_name: name of the attention inside a block, such as `self_attn`; None = found by structure.
@@ -40,6 +42,7 @@ class RMTConfig(CompositeConfig):
     segment_length: int = 512
     key_dim: int | None = None
     feature_order: int | None = None
+    gate_stretch: float = 0.0
     bptt_segments: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -55,6 +58,10 @@ class RMTConfig(CompositeConfig):
                 setattr(self, name, default)
             elif not self.is_associative and value is not None:
                 raise ConfigError(f'{name} is an option of memory="associative", got memory="tokens"; leave it out')
+        if not 0.0 <= self.gate_stretch < 1.0:
+            raise ConfigError(f"gate_stretch must be at least 0 and below 1, got {self.gate_stretch}")
+        if self.gate_stretch and not self.is_associative:
+            raise ConfigError('gate_stretch is an option of memory="associative", got memory="tokens"; leave it out')
         self._check_at_least_one("num_memory_tokens", "segment_length", "key_dim", "feature_order", "bptt_segments")
 
     @property

@@ -71,7 +71,9 @@ class RMTForCausalLM(MemoryModel):
         self.memory = nn.ModuleDict({"tokens": MemoryTokens(config.num_memory_tokens, config.hidden_size)})
         if config.is_associative:
             sizes = (config.hidden_size, cast(int, config.key_dim), cast(int, config.feature_order))
-            self.memory["associations"] = nn.ModuleList(AssociativeMemory(*sizes) for _ in self.blocks)
+            self.memory["associations"] = nn.ModuleList(
+                AssociativeMemory(*sizes, gate_stretch=config.gate_stretch) for _ in self.blocks
+            )
         self.post_init()
 
     @torch.no_grad()

@@ -76,6 +76,7 @@ class RMTOptions(Section):
     segment_length: Positive = 512
     key_dim: Positive | None = None
     feature_order: Positive | None = None
+    gate_stretch: Annotated[float, Field(ge=0, lt=1)] = 0.0
     bptt_segments: Positive | None = None
     blocks_path: str | None = None
     attention_name: str | None = None
