@@ -209,6 +209,7 @@ def test_an_option_that_is_new_and_not_used_leaves_saved_memories_valid(name):
 def test_an_option_that_is_new_and_used_changes_the_fingerprint():
     for name, value in {"skip_gate": True, "coupled_gates": True, "write_query": "key", "write_conv": 4}.items():
         assert _described(lm2(llama_config(), **{name: value}).config)["own"][name] == value
+    assert _described(rmt(llama_config(), "armt", gate_stretch=0.1).config)["own"]["gate_stretch"] == 0.1
 
 
 def test_how_a_memory_began_says_nothing_about_the_model():

@@ -39,7 +39,10 @@ _PASSING = frozenset(
 
 # Options that configurations have gained since memories are saved: at their default they say nothing, so that a memory
 # that was saved before still belongs to its model.
-_GAINED = frozenset({"skip_gate", "write_cost", "coupled_gates", "write_query", "write_conv"})
+_GAINED = {
+    "lm2": ("skip_gate", "write_cost", "coupled_gates", "write_query", "write_conv"),
+    "rmt": ("gate_stretch",),
+}
 
 
 class Stamp(NamedTuple):
@@ -233,7 +236,8 @@ def _described(config: Any) -> Any:
 
 def _counts(config: PreTrainedConfig, field: Field[Any]) -> bool:
     """Say whether a field is of our configurations, not of the library's own, and says something."""
-    if field.name in _PASSING or (field.name in _GAINED and getattr(config, field.name) == field.default):
+    is_gained = field.name in _GAINED.get(config.model_type, ())
+    if field.name in _PASSING or (is_gained and getattr(config, field.name) == field.default):
         return False
     ours = (cls for cls in type(config).__mro__ if cls.__module__.startswith("mnemon."))
     return field.name != "base_config" and any(field.name in inspect.get_annotations(cls) for cls in ours)
