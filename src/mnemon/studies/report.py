@@ -33,7 +33,9 @@ _LIMITS = (
     "are stretched for that, and one seed says nothing about others. The learning rate is the same for all arms of a "
     "study unless its page says that it was chosen per arm. Where arms take steps of another size, it was chosen on a "
     "part of the task with the seeds that are shown; why, and what the other arms do with such steps, is in "
-    "[experiments](../experiments.md)."
+    "[experiments](../experiments.md). RMT and ARMT are as published, LM2 has gates that close completely and a skip "
+    "gate: an ARMT whose write strength can close, too, keeps what it has learned on long texts and stays behind LM2 "
+    "(one seed, same place)."
 )
 
 _CLAIMS_HEAD = ("the papers", "here", "seeds")
