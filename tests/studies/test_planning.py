@@ -150,15 +150,16 @@ def test_every_kind_of_data_can_be_opened() -> None:
 
 
 def test_time_is_estimated_from_earlier_runs_of_the_same_recipe(tmp_path: Path) -> None:
-    (run,) = planned(Order("mom-mqar", "tiny", only=("gla.single",)))
+    order = Order("mom-mqar", "tiny", seeds=2, only=("gla.single",))
+    run, another_seed = planned(order)
     study = get_study("mom-mqar")
     assert run_seconds(study, run, tmp_path)["from"] == "measured"
-    folder = run.folder(tmp_path)
+    folder = another_seed.folder(tmp_path)
     folder.mkdir(parents=True)
     summary = {"stop_reason": "max_tokens", "validation": {"16": {}}, "tokens_per_second": 2.0}
     (folder / "summary.json").write_text(json.dumps(summary))
-    another_seed = run.recipe.model_copy(update={"seed": 7})
-    save_recipe(another_seed, folder / "recipe.yaml")
+    elsewhere = another_seed.recipe.output.model_copy(update={"folder": "elsewhere"})
+    save_recipe(another_seed.recipe.model_copy(update={"output": elsewhere}), folder / "recipe.yaml")
     estimate = run_seconds(study, run, tmp_path)
     assert estimate["from"] == "earlier run"
     assert estimate["seconds"] == pytest.approx(1024, rel=0.05)

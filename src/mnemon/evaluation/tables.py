@@ -282,7 +282,8 @@ def p_text(p_value: float) -> str:
     """Write a p value with as many digits as it deserves; one near 0.05 with enough to say on which side it is."""
     if p_value < 0.0001:
         return "< 0.0001"
-    return f"{p_value:.4f}" if p_value < 0.01 or f"{p_value:.2f}" == f"{SIGNIFICANCE:.2f}" else f"{p_value:.2f}"
+    is_near = f"{p_value:.2f}" == f"{SIGNIFICANCE:.2f}"
+    return f"{p_value:.4f}" if p_value < 0.01 or is_near else f"{p_value:.2f}"
 
 
 def _recall_text(counts: Sequence[RetrievalCounts | None], *, interval: bool = False) -> str:

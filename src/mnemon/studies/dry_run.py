@@ -40,7 +40,7 @@ def dry_run(order: Order, root: Path, report: Report = lambda text: None) -> Jso
     opened: dict[str, dict[str, int]] = {}
     for run in runs:
         if run.variant.name not in facts:
-            report(f"measuring {run.variant.name}")
+            report(f"looking at {run.variant.name}")
             facts[run.variant.name] = (
                 _launched_facts(run, opened) if scale.launched else _facts(study, run, root, length)
             )

@@ -32,7 +32,9 @@ _FACTS_ALONE = 128
 _REPEATS = 3
 _LONG_CALL = 2.0
 """Seconds after which a call is timed well enough: large models are not run four times for an estimate."""
-_SAME_SPEED = ("seed", "output", "optimisation.learning_rate")
+_SAME_SPEED = ("name", "seed", "output", "optimisation.learning_rate")
+"""What two runs may differ in and take the same time."""
+
 _FLOP_PER_WEIGHT = 6
 """Of forward and backward pass, per parameter and token; attention over long contexts comes on top."""
 
@@ -43,7 +45,8 @@ def run_seconds(study: Study, run: PlannedRun, root: Path) -> Json:
     Args:
         study: what measures it.
         run: not necessarily begun.
-        root: folder of the study; finished runs of the same variant in it are taken as the measure of its training.
+        root: folder of the study; finished runs of the same recipe but for seed and learning rate in it are the measure
+            of its training.
 
     Returns:
         `seconds`, and `from`: "earlier run" or "measured" (a few steps on random tokens of the
@@ -137,7 +140,7 @@ def _earlier_speed(run: PlannedRun, root: Path) -> float | None:
     for folder in (root / "runs" / run.variant.name).glob("*/*"):
         if is_trained(folder) and (folder / RECIPE_FILE).is_file():
             earlier = load_recipe(folder / RECIPE_FILE).model_dump(mode="json")
-            if all(key in _SAME_SPEED for key, _, _ in differences(earlier, recipe)):
+            if all(key.startswith(_SAME_SPEED) for key, _, _ in differences(earlier, recipe)):
                 speeds.append(float(read_json(folder / SUMMARY_FILE)["tokens_per_second"]))
     return max(speeds, default=None)
 

@@ -34,8 +34,7 @@ _LIMITS = (
     "study unless its page says that it was chosen per arm. Where arms take steps of another size, it was chosen on a "
     "part of the task with the seeds that are shown; why, and what the other arms do with such steps, is in "
     "[experiments](../experiments.md). RMT and ARMT are as published, LM2 has gates that close completely and a skip "
-    "gate: an ARMT whose write strength can close, too, keeps what it has learned on long texts and stays behind LM2 "
-    "(one seed, same place)."
+    "gate; what such gates do for ARMT is in the same place."
 )
 
 _CLAIMS_HEAD = ("the papers", "here", "seeds")
